@@ -1,0 +1,49 @@
+"Packaging: everything is read from settings.ini; edit that file, not this one."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+ini = ConfigParser(delimiters=["="])
+ini.read(here / "settings.ini", encoding="utf-8")
+cfg = ini["DEFAULT"]
+
+
+def words(key):
+    "The blank-separated words under `key`, or an empty list."
+    return cfg.get(key, "").split()
+
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    url=cfg["git_url"],
+    keywords=cfg["keywords"],
+    license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Natural Language :: English",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+    ],
+    packages=find_packages(include=["sslpdl_nb", "sslpdl_nb.*"]),
+    package_data={"sslpdl_nb": ["*.npz"]},
+    python_requires=">=" + cfg["min_python"],
+    install_requires=words("requirements"),
+    extras_require={
+        "gpu": words("gpu_requirements"),
+        "grib": words("grib_requirements"),
+        "dev": words("dev_requirements") + words("grib_requirements"),
+    },
+    entry_points={
+        "console_scripts": words("console_scripts"),
+        "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
+    },
+    zip_safe=False,
+)
