@@ -22,18 +22,18 @@ $(DONE): settings.ini setup.py
 install: $(DONE)
 
 reproduce: $(DONE)
-	$(BIN)/python tests/run_notebooks.py --out runs/$(NAME) --html $(if $(PARAMS),--params $(PARAMS))
+	$(BIN)/python tests/run_notebooks.py --out runs/$(NAME) --fresh --html $(if $(PARAMS),--params $(PARAMS))
 
 test: $(DONE)
 	$(BIN)/python tests/check_repo.py
-	$(BIN)/python tests/run_notebooks.py --out runs/test --params params/fast.yaml --solutions
+	$(BIN)/python tests/run_notebooks.py --out runs/test --fresh --params params/fast.yaml --solutions
 	$(BIN)/python -m pytest -q tests
 
 lab: $(DONE)
 	$(BIN)/jupyter lab --notebook-dir=nbs
 
 notebooks: $(DONE)
-	$(BIN)/python tests/run_notebooks.py --out runs/notebooks --in-place
+	$(BIN)/python tests/run_notebooks.py --out runs/sample --fresh --in-place
 
 export: $(DONE)
 	$(BIN)/nbdev_export

@@ -1,0 +1,323 @@
+"""Run the notebooks in order with papermill and leave one folder with everything that they made.
+
+    python tests/run_notebooks.py --out runs/sample --html
+    python tests/run_notebooks.py --out runs/test --params params/fast.yaml --solutions --fresh
+    python tests/run_notebooks.py --out runs/sample --in-place 03_grid 04_data
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SOLUTION = re.compile(r"^```python[ \t]*\n(.*?)^```", re.M | re.S)
+DETAILS = re.compile(r"<details.*?</details>", re.S)
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class RunError(Exception):
+    "The run cannot go on; the text says why."
+
+
+# ------------------------------------------------------------------ files
+
+@contextmanager
+def atomic(path: Path):
+    "Yield a temporary path beside `path`; it becomes `path` only when the block ends well."
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield tmp
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict):
+    with atomic(path) as tmp:
+        tmp.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:
+        raise RunError(f"{path} is not a notebook: {error}") from None
+
+
+def prepare_folder(out: Path, fresh: bool):
+    "Make the run folder; `fresh` empties it first, but only if an earlier run made it."
+    if fresh and out.exists() and any(out.iterdir()):
+        if not (out / "scores.json").exists():
+            raise RunError(f"--fresh would empty {out}, but it holds no scores.json of an earlier run; remove it by hand")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+# ------------------------------------------------------------------ notebooks
+
+def find_notebooks(folder: Path, wanted: list[str]) -> list[Path]:
+    "The numbered notebooks in order, then index; or those of `wanted`, in the same order."
+    every = sorted(folder.glob("[0-9]*.ipynb")) + [p for p in [folder / "index.ipynb"] if p.exists()]
+    stems = {Path(w).name.removesuffix(".ipynb") for w in wanted}
+    unknown = stems - {p.stem for p in every}
+    if unknown or not every:
+        raise RunError(f"no notebook {', '.join(sorted(unknown)) or '[0-9]*.ipynb'} in {folder}")
+    return [p for p in every if not stems or p.stem in stems]
+
+
+def declared(notebook) -> dict:
+    "The names and default values in the cell tagged `parameters`."
+    code = "\n".join(c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    return {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(code).body if isinstance(n, ast.Assign)}
+
+
+def read_parameters(path: Path | None) -> dict:
+    "The values of a YAML file."
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise RunError(f"no parameter file {path}")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise RunError(f"{path} must hold `name: value` lines")
+    return values
+
+
+def solutions(notebook) -> list[str]:
+    "Every ```python block inside the <details> of the markdown cells."
+    return [block.strip() for cell in notebook.cells if cell.cell_type == "markdown"
+            for details in DETAILS.findall(cell.source) for block in SOLUTION.findall(details)]
+
+
+def with_solutions(notebook):
+    "A copy of the notebook that ends with its solutions as code cells."
+    notebook = copy.deepcopy(notebook)
+    for k, code in enumerate(solutions(notebook), 1):
+        cell = nbformat.v4.new_code_cell(f"# solution {k}\n{code}", metadata=dict(tags=["solution"]))
+        notebook.cells.append(cell)
+    return notebook
+
+
+# ------------------------------------------------------------------ running
+
+class Line:
+    "One line of progress; on a terminal the seconds count while the notebook runs."
+
+    def __init__(self, label: str):
+        self.label, self.start, self.done = label, time.perf_counter(), threading.Event()
+        self.tty = sys.stdout.isatty()
+
+    def __enter__(self):
+        print(self.label, end="", flush=True)
+        if self.tty:
+            self.thread = threading.Thread(target=self.tick, daemon=True)
+            self.thread.start()
+        return self
+
+    def tick(self):
+        while not self.done.wait(1):
+            print(f"\r{self.label}running {self.seconds:6.0f} s", end="", flush=True)
+
+    @property
+    def seconds(self) -> float: return time.perf_counter() - self.start
+
+    def __exit__(self, kind, *_):
+        self.done.set()
+        if self.tty:
+            self.thread.join()
+            print(f"\r{self.label}", end="")
+        word = "ok" if kind is None else "stopped" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        print(f"{word:7} {self.seconds:6.1f} s{'   ' if self.tty else ''}", flush=True)
+
+
+def prepare_environment(nbs: Path):
+    "What a kernel needs to know; it starts in `nbs` and is that of this very Python."
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"       # the kernel of .venv before one in the home folder
+    os.environ.pop("JUPYTER_PATH", None)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    data = os.environ.get("SSLPDL_DATA")
+    if data:                                          # relative to the caller -> valid in the kernel too
+        os.environ["SSLPDL_DATA"] = data if os.path.isabs(data) else os.path.relpath(data, nbs)
+    elif (ROOT.parent / "shared" / "data").is_dir():
+        os.environ["SSLPDL_DATA"] = os.path.relpath(ROOT.parent / "shared" / "data", nbs)
+
+
+def execute(notebook, source: Path, target: Path, parameters: dict, nbs: Path, timeout: int | None):
+    "Execute a notebook; the executed copy appears at `target` also when a cell fails."
+    import papermill
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    given, running = (target.with_name(f".{target.stem}.{os.getpid()}.{word}.ipynb") for word in ("given", "running"))
+    nbformat.write(notebook, given)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            papermill.execute_notebook(str(given), str(running), parameters, kernel_name="python3", cwd=str(nbs), progress_bar=False,
+                                       execution_timeout=timeout, extra_arguments=["--log-level=CRITICAL"])
+    finally:
+        given.unlink()
+        if running.exists():
+            done = read_notebook(running)
+            done.metadata.papermill.update(input_path=source.name, output_path=target.name)
+            nbformat.write(done, running)
+            os.replace(running, target)
+
+
+def first_line(source: str) -> str:
+    "The first line of a cell that is code and neither directive nor blank."
+    return next((s for s in source.splitlines() if s.strip() and not s.lstrip().startswith("#|")), "")
+
+
+def explain(error: Exception, target: Path, keep: int = 12) -> str:
+    "Which cell failed and why, in a few lines."
+    where, what = "before the first cell", f"{type(error).__name__}: {ANSI.sub('', str(error)).strip()}"
+    if hasattr(error, "cell_index"):                  # papermill's own
+        where = f"cell In [{error.exec_count}]: {first_line(error.source)}"
+        text = [s for s in ANSI.sub("", "\n".join(error.traceback)).splitlines() if s.strip()]
+        what = "\n".join(["    ..."] * (len(text) > keep) + ["    " + s for s in text[-keep:]]) + f"\n{error.ename}: {error.evalue}"
+    elif target.exists():                             # a timeout or a dead kernel: the cell that was running
+        begun = [c for c in read_notebook(target).cells if c.cell_type == "code"
+                 and c.metadata.get("papermill", {}).get("status", "pending") != "pending"]
+        where = f"cell: {first_line(begun[-1].source)}" if begun else where
+    what = "\n".join(what.splitlines()[:keep + 20])
+    return f"\n{target.stem}, {where}\n\n{what[:6000]}\n\nexecuted copy: {shown(target)}"
+
+
+def shown(path: Path) -> str:
+    "A path relative to here where that is shorter."
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+def write_html(source: Path):
+    "An HTML copy with all figures inside; only formulas ask the network for a typesetter."
+    from nbconvert import HTMLExporter
+    exporter = HTMLExporter(embed_images=True, require_js_url="", jquery_url="")
+    notebook = read_notebook(source)
+    notebook.cells = [c for c in notebook.cells if not (c.cell_type == "code" and c.source.startswith("#| default_exp"))]
+    resources = dict(metadata=dict(name=source.stem, path=str(ROOT / "nbs")))
+    text, _ = exporter.from_notebook_node(notebook, resources)
+    text = re.sub(r'(href="[\w./-]+)\.ipynb', r"\1.html", text).replace('<script src=""></script>', "")
+    with atomic(source.with_suffix(".html")) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+def keep_outputs(source: Path, executed: Path):
+    "Put the new outputs into the source notebook and clean it; nothing else in it changes."
+    notebook, new = read_notebook(source), read_notebook(executed)
+    outputs = {c.id: c.outputs for c in new.cells if c.cell_type == "code"}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = outputs[cell.id]
+    with atomic(source) as tmp:
+        nbformat.write(notebook, tmp)
+    subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean()", "--fname", str(source)],
+                   cwd=ROOT, check=True)
+
+
+# ------------------------------------------------------------------ receipt
+
+def receipt(parameters: dict) -> dict:
+    "What is known before the run: seed, parameters, versions, hardware."
+    from sslpdl_nb.core import environment
+    env = environment()
+    hardware = {k: env.pop(k) for k in ("machine", "cores", "gpu") if k in env}
+    return dict(status="running", started=datetime.now(timezone.utc).isoformat(timespec="seconds"), seed=parameters.get("seed"),
+                parameters=parameters, versions=env, hardware=hardware, seconds={}, total_seconds=0.0)
+
+
+def finish(record: dict, out: Path, status: str):
+    "Write scores.json, with the scores that the notebooks have left so far."
+    record["status"], record["total_seconds"] = status, round(sum(record["seconds"].values()), 1)
+    if (out / "verify.json").exists():
+        try:
+            record["verify"] = json.loads((out / "verify.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{shown(out / 'verify.json')} is not JSON: {error}") from None
+    write_json(out / "scores.json", record)
+
+
+# ------------------------------------------------------------------ the command
+
+def run(args) -> int:
+    nbs, out = args.nbs.resolve(), args.out.resolve()
+    paths = find_notebooks(nbs, args.notebooks)
+    notebooks = {p: read_notebook(p) for p in paths}
+    names = {p: declared(n) for p, n in notebooks.items()}
+    known = {k: v for p in reversed(paths) for k, v in names[p].items()}
+    values = read_parameters(args.params)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise RunError(f"{args.params} sets {', '.join(unknown)}, but the notebooks declare only {', '.join(sorted(known))}")
+    values["out_dir"] = Path(os.path.relpath(out, nbs)).as_posix()
+    prepare_folder(out, args.fresh)
+    prepare_environment(nbs)
+    record = receipt({**known, **values})
+    width = max(len(p.stem) for p in paths)
+    for k, path in enumerate(paths, 1):
+        target = out / path.name
+        notebook = with_solutions(notebooks[path]) if args.solutions else notebooks[path]
+        finish(record, out, f"running {path.stem}")
+        try:
+            with Line(f"[{k:2}/{len(paths)}] {path.stem:{width}}   ") as line:
+                execute(notebook, path, target, {n: v for n, v in values.items() if n in names[path]}, nbs, args.timeout)
+                if args.in_place:
+                    keep_outputs(path, target)
+        except KeyboardInterrupt:
+            finish(record, out, f"interrupted in {path.stem}")
+            print(f"\ninterrupted; executed copy: {shown(target)}", file=sys.stderr)
+            return 130
+        except Exception as error:
+            finish(record, out, f"failed in {path.stem}")
+            print(explain(error, target), file=sys.stderr)
+            return 1
+        finally:
+            record["seconds"][path.stem] = round(line.seconds, 1)
+        if args.html:
+            write_html(target)
+    finish(record, out, "complete")
+    count = f"{len(paths)} notebook{'s' * (len(paths) > 1)}"
+    print(f"{count} in {record['total_seconds']:.0f} s; results in {shown(out)}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="only these, by name or path (default: all)")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "sample", help="folder for everything that the run makes")
+    parser.add_argument("--params", type=Path, help="YAML file with notebook parameters")
+    parser.add_argument("--html", action="store_true", help="also write an HTML copy of each notebook")
+    parser.add_argument("--solutions", action="store_true", help="also run the solutions of the exercises")
+    parser.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
+    parser.add_argument("--fresh", action="store_true", help="empty the folder of an earlier run first")
+    parser.add_argument("--timeout", type=int, help="longest time for one cell, in seconds")
+    parser.add_argument("--nbs", type=Path, default=ROOT / "nbs", help="folder of the notebooks")
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except RunError as error:
+        print(f"run_notebooks: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"Regridding: agreement with brute force and second opinions, exactness, order, edge cases, damaged files."
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sslpdl_nb.core import NWP_GRID, QPE_GRID, GridError, LambertGrid, SSLPDLError, cf_attributes, subgrid
+from sslpdl_nb.grid import (
+    Buckets, Regridder, bilinear_weights, cell_areas, conservative_weights, cube_face, grid_from_cf, inverse_bilinear,
+    nearest, quad_weights, regrid, surrounding, unit_vectors,
+)
+
+SOURCE = subgrid(NWP_GRID, slice(0, 480, 12), slice(0, 320, 12))
+TARGET = subgrid(QPE_GRID, slice(30, 222, 6), slice(26, 122, 6))
+
+
+def on_sphere(rng, n, centre=None, spread=1.0):
+    p = rng.normal(size=(n, 3)) * spread + (0 if centre is None else np.asarray(centre))
+    return p / np.linalg.norm(p, axis=1, keepdims=True)
+
+
+def lonlat(p):
+    return np.degrees(np.arctan2(p[..., 1], p[..., 0])), np.degrees(np.arcsin(np.clip(p[..., 2], -1, 1)))
+
+
+def dataset(grid, fields):
+    lon, lat = grid.lonlat()
+    coords = dict(x=grid.x, y=grid.y, longitude=(("y", "x"), lon), latitude=(("y", "x"), lat))
+    return xr.Dataset({k: (("y", "x"), v) for k, v in fields.items()} | {"crs": ((), 0, cf_attributes(grid))}, coords)
+
+
+# neighbours
+
+@pytest.mark.parametrize("centre", [None, (1, 1, 1), (-1, 1, -1), (1, 1, 0.2), (0, 0, 1), (0, 0, -1), (-1, 0, 0)])
+def test_nearest_is_brute_force(centre):
+    rng = np.random.default_rng(1)
+    spread = 1.0 if centre is None else 0.1
+    points, targets = (on_sphere(rng, n, centre, spread) for n in (3000, 2000))
+    buckets = Buckets(points)
+    found, truth = nearest(buckets, targets), (targets @ points.T).argmax(1)
+    close = np.linalg.norm(points[truth] - targets, axis=1) <= buckets.radius(4)
+    assert np.array_equal(found[close], truth[close]) and (found[~close] == -1).all()
+    assert close.mean() > 0.95
+
+
+def test_nearest_in_blocks_and_with_duplicates():
+    rng = np.random.default_rng(2)
+    points, targets = on_sphere(rng, 500), on_sphere(rng, 999)
+    b = Buckets(np.concatenate([points, points]))
+    assert np.array_equal(nearest(b, targets, block=100), nearest(b, targets))
+    assert np.allclose(b.points[nearest(b, targets)], points[(targets @ points.T).argmax(1)])
+
+
+def test_one_point_and_far_targets():
+    b = Buckets(unit_vectors([127.0], [37.0]))
+    assert nearest(b, unit_vectors([127.0, -60.0], [37.0, 0.0])).tolist() == [0, -1]
+
+
+@given(st.floats(-720, 720), st.floats(-90, 90))
+def test_cube_face_holds_every_point(lon, lat):
+    face, a, b = cube_face(unit_vectors(lon, lat))
+    assert 0 <= face <= 5 and abs(a) <= 1 + 1e-12 and abs(b) <= 1 + 1e-12
+
+
+def test_surrounding_is_brute_force():
+    rng = np.random.default_rng(3)
+    points, targets = on_sphere(rng, 2000), on_sphere(rng, 50)
+    four = surrounding(Buckets(points), targets)
+    for t, quad in zip(targets, four):
+        pole = np.array([0, 0, 1.0]) if abs(t[2]) < 0.9 else np.array([1.0, 0, 0])
+        east = np.cross(pole, t); east /= np.linalg.norm(east)
+        front = points @ t > 0
+        x, y, d = points @ east, points @ np.cross(t, east), np.linalg.norm(points - t, axis=1)
+        for k, here in enumerate([(x > 0) & (y >= 0), (x <= 0) & (y > 0), (x < 0) & (y <= 0), (x >= 0) & (y < 0)]):
+            assert quad[k] == np.where(front & here, d, np.inf).argmin()
+
+
+# weights
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=8, max_size=8))
+def test_weights_of_any_quadrilateral_are_weights(xy):
+    w = quad_weights(np.array(xy).reshape(1, 4, 2))
+    assert np.isfinite(w).all() and (w >= 0).all() and np.isclose(w.sum(), 1)
+
+
+def test_inverse_bilinear_knows_outside():
+    square = np.array([[0, 0], [1, 0], [1, 1], [0, 1.0]])
+    points = np.array([[0.5, 0.5], [1.0, 1.0], [1.1, 0.5], [-0.1, 0.5], [0.5, 7]])
+    s, t, inside = inverse_bilinear(square - points[:, None])
+    assert inside.tolist() == [True, True, False, False, False] and np.allclose([s[1], t[1]], 1)
+
+
+def test_linear_fields_are_exact():
+    r = Regridder.between(SOURCE, TARGET)
+    x, y = SOURCE.project(*TARGET.lonlat())
+    f = np.add.outer(SOURCE.y / 1e5, 3 * SOURCE.x / 1e5)
+    assert np.abs(r(f) - y / 1e5 - 3 * x / 1e5).max() < 1e-10
+    assert r.weights.sum(1) == pytest.approx(np.ones(TARGET.nx * TARGET.ny)) and r.weights.data.min() > 0
+
+
+@pytest.mark.parametrize("method", ["bilinear", "nearest", "conservative"])
+def test_constants_are_exact(method):
+    r = Regridder.between(SOURCE, TARGET, method)
+    assert np.allclose(r(np.full(SOURCE.shape, 273.15)), 273.15, rtol=1e-14)
+
+
+def test_touching_plane_agrees_with_the_map_to_second_order():
+    x, y = np.meshgrid(SOURCE.x / 1e6, SOURCE.y / 1e6)
+    f = np.sin(2 * x) * np.cos(3 * y)
+    a, b = Regridder.between(SOURCE, TARGET)(f), Regridder(*SOURCE.lonlat(), *TARGET.lonlat())(f)
+    assert np.abs(a - b).max() < 1e-4
+
+
+@pytest.mark.parametrize("poles", [False, True])
+@pytest.mark.parametrize("start", [0, -180, 77.3])
+def test_world_has_no_seam(poles, start):
+    rng = np.random.default_rng(4)
+    lat = np.linspace(-90, 90, 37) if poles else np.arange(-87.5, 90, 5)
+    lon, lat = np.meshgrid(start + np.arange(0, 360, 5.0), lat)
+    targets = np.concatenate([on_sphere(rng, 3000), on_sphere(rng, 300, (0, 0, 1), 0.05), unit_vectors([180, -180, 0, 3], [0, 1, 90, -90])])
+    f = lambda p: 2 + p[..., 0]**2 - p[..., 1]**2
+    g = Regridder(lon, lat, *lonlat(targets))(f(unit_vectors(lon, lat)))
+    assert np.abs(g - f(targets)).max() < 6e-3
+
+
+def test_second_order_on_a_spherical_harmonic():
+    rng = np.random.default_rng(5)
+    targets = on_sphere(rng, 3000)
+    error = []
+    for h in (8.0, 4.0, 2.0):
+        lon, lat = np.meshgrid(np.arange(0, 360, h), np.arange(-90 + h / 2, 90, h))
+        f = lambda p: p[..., 0] * p[..., 1] * p[..., 2]
+        error.append(np.abs(Regridder(lon, lat, *lonlat(targets))(f(unit_vectors(lon, lat))) - f(targets)).max())
+    assert 3.3 < error[0] / error[1] < 4.7 and 3.3 < error[1] / error[2] < 4.7
+
+
+def test_targets_outside_are_missing():
+    wide = LambertGrid(9, 9, 400e3, -1600e3, -1600e3, 128.0, 38.0, (35.0, 50.0))
+    x, y = SOURCE.project(*wide.lonlat())
+    beyond = (x < SOURCE.x[0]) | (x > SOURCE.x[-1]) | (y < SOURCE.y[0]) | (y > SOURCE.y[-1])
+    for projection in (SOURCE, None):
+        g = Regridder(*SOURCE.lonlat(), *wide.lonlat(), projection=projection)(np.ones(SOURCE.shape))
+        assert np.array_equal(np.isnan(g), beyond)
+    far = Regridder(*SOURCE.lonlat(), [-60.0], [-30.0])
+    assert far.weights.nnz == 0 and np.isnan(far(np.ones(SOURCE.shape))).all()
+
+
+def test_grid_onto_itself_is_the_identity():
+    f = np.random.default_rng(6).normal(size=SOURCE.shape)
+    for method in ("bilinear", "nearest"):
+        assert np.allclose(Regridder(*SOURCE.lonlat(), *SOURCE.lonlat(), method)(f), f, atol=1e-6)
+    assert np.allclose(Regridder.between(SOURCE, SOURCE)(f), f, atol=1e-8)
+
+
+def test_bow_tie_cells_and_degenerate_rows():
+    lon, lat = np.meshgrid(np.arange(120, 130.0), np.arange(30, 38.0))
+    lat = lat + np.where(np.arange(8)[:, None] % 2, -1.2, 0)           # overlapping scans
+    lat[4] = lat[5]; lon[4] = lon[5]                                   # two rows of one place
+    g = Regridder(lon, lat, *np.meshgrid(np.arange(122, 128, 0.37), np.arange(32, 35, 0.31)))(np.full(lon.shape, 5.0))
+    assert np.allclose(g[np.isfinite(g)], 5) and np.isfinite(g).mean() > 0.9
+
+
+def test_scattered_hull_and_points_themselves():
+    rng = np.random.default_rng(7)
+    lon, lat = rng.uniform(120, 130, 300), rng.uniform(30, 40, 300)
+    f = 0.3 * lon - lat
+    r = Regridder(lon, lat, np.append(lon, [125, 90]), np.append(lat, [35, 35]))(f)
+    assert np.allclose(r[:300], f, atol=1e-6) and abs(r[300] - 2.5) < 0.05 and np.isnan(r[301])
+
+
+def test_no_four_neighbours():
+    corner, _ = bilinear_weights(Buckets(unit_vectors([0.0, 1.0], [0.0, 0.0])), (2,), unit_vectors([0.5], [0.0]))
+    assert (corner == -1).all()
+
+
+# rain totals
+
+def test_conservative_total_on_a_closed_domain():
+    fine, wide = SOURCE, LambertGrid(14, 20, 90e3, SOURCE.x0 - 100e3, SOURCE.y0 - 100e3, 128.0, 38.0, (35.0, 50.0))
+    middle = unit_vectors(*wide.lonlat()).reshape(-1, 3).mean(0)
+    before, after = cell_areas(fine, middle), cell_areas(wide, middle)
+    rain = np.random.default_rng(8).gamma(0.2, 5.0, fine.shape)
+    r = Regridder.between(fine, wide, "conservative", min_valid=0.0)
+    total = np.nansum(r(rain).ravel() * after.ravel() * r.weights.sum(1))
+    assert total == pytest.approx((rain * before).sum(), rel=1e-12)
+
+
+def test_conservative_shares_fill_their_targets():
+    row, _, share = conservative_weights(unit_vectors(*SOURCE.lonlat()), unit_vectors(*TARGET.lonlat()))
+    assert np.allclose(np.bincount(row, share), 1, atol=1e-9) and share.min() >= 0
+
+
+def test_conservative_refuses_scattered_points_and_lines():
+    with pytest.raises(GridError): Regridder([0.0, 1], [0.0, 1], *TARGET.lonlat(), "conservative")
+    with pytest.raises(GridError): Regridder([[0.0, 1]], [[0.0, 1]], *TARGET.lonlat(), "conservative")
+
+
+# application
+
+def test_missing_values_and_threshold():
+    r = Regridder.between(SOURCE, TARGET)
+    f = np.random.default_rng(9).normal(size=SOURCE.shape)
+    hole = f.copy(); hole[::2] = np.nan
+    share = r.weights @ np.isfinite(hole).ravel()
+    g = r(hole).ravel()
+    assert np.array_equal(np.isnan(g), share < 0.5 - 1e-9) and np.nanmin(g) >= f.min() and np.nanmax(g) <= f.max()
+    assert np.isnan(r(np.full(SOURCE.shape, np.nan))).all()
+    one = np.zeros(SOURCE.shape); one[20, 13] = 1
+    assert r(one).max() > 0 and r(one).min() == 0
+
+
+def test_mask_is_like_missing():
+    mask = np.zeros(SOURCE.shape, bool); mask[:, :12] = True
+    f = np.random.default_rng(10).normal(size=SOURCE.shape)
+    a = Regridder.between(SOURCE, TARGET, mask=mask)(f)
+    b = Regridder.between(SOURCE, TARGET)(np.where(mask, np.nan, f))
+    assert np.allclose(a, b, equal_nan=True) and np.isnan(a).any()
+
+
+def test_leading_dimensions_and_dtypes():
+    r = Regridder.between(SOURCE, TARGET)
+    f = np.random.default_rng(11).normal(size=(2, 3, *SOURCE.shape)).astype(np.float32)
+    g = r(f)
+    assert g.shape == (2, 3, *TARGET.shape) and g.dtype == np.float32 and np.allclose(g[1, 2], r(f[1, 2]))
+    assert r(np.ones(SOURCE.shape, int)).dtype == float
+    assert r(np.zeros((0, *SOURCE.shape))).shape == (0, *TARGET.shape)
+
+
+def test_xarray_equals_numpy():
+    r = Regridder.between(SOURCE, TARGET)
+    a = xr.DataArray(np.random.default_rng(12).normal(size=(4, *SOURCE.shape)), dims=("time", "y", "x"),
+                     coords=dict(time=np.arange(4), y=SOURCE.y, x=SOURCE.x), attrs=dict(units="K"))
+    b = r(a)
+    assert b.dims == ("time", "y", "x") and b.attrs == a.attrs and np.array_equal(b.values, r(a.values))
+
+
+def test_dask_stays_lazy():
+    pytest.importorskip("dask")
+    r = Regridder.between(SOURCE, TARGET)
+    a = xr.DataArray(np.random.default_rng(13).normal(size=(4, *SOURCE.shape)), dims=("time", "y", "x"))
+    b = r(a.chunk(time=1, y=7))
+    assert b.chunks is not None and np.array_equal(b.values, r(a.values))
+
+
+def test_regrid_dataset():
+    ds = dataset(SOURCE, dict(a=np.ones(SOURCE.shape, np.float32))).assign(t=("time", [1, 2]))
+    out = regrid(ds, TARGET)
+    assert grid_from_cf(out) == TARGET and (out["a"] == 1).all() and out["t"].values.tolist() == [1, 2]
+
+
+# bad input
+
+@pytest.mark.parametrize("change, word", [
+    (lambda d: d.drop_vars("crs"), "crs"), (lambda d: d.drop_vars("x"), "x and y"),
+    (lambda d: d.assign(crs=d.crs.assign_attrs(grid_mapping_name="mercator")), "mercator"),
+    (lambda d: d.isel(y=slice(None, None, -1)), "increase"), (lambda d: d.isel(x=slice(0, 1)), "coordinate x"),
+    (lambda d: d.isel(x=[0, 1, 4]), "regular"), (lambda d: d.isel(x=slice(None, None, 2)), "spacing"),
+    (lambda d: d.assign(crs=((), 0, {"grid_mapping_name": "lambert_conformal_conic"})), "attributes"),
+])
+def test_bad_cf(change, word):
+    with pytest.raises(GridError, match=word):
+        grid_from_cf(change(dataset(TARGET, {})))
+
+
+def test_touching_cone():
+    ds = dataset(TARGET, {})
+    ds["crs"].attrs["standard_parallel"] = 45.0
+    lon, lat = np.meshgrid([120, 126, 133.0], [30, 38, 45.0])
+    pyproj = pytest.importorskip("pyproj")
+    second = pyproj.Proj(proj="lcc", lat_1=45, lat_0=38, lon_0=126, R=TARGET.radius)(lon, lat)
+    assert np.abs(np.subtract(grid_from_cf(ds).project(lon, lat), second)).max() < 0.1
+
+
+@pytest.mark.parametrize("arguments", [
+    ([0.0, 1], [0.0], [0.0], [0.0]), ([], [], [0.0], [0.0]), ([np.nan], [0.0], [0.0], [0.0]), ([0.0], [91.0], [0.0], [0.0]),
+    ([0.0], [0.0], [[[0.0]]], [[[0.0]]]),
+])
+def test_bad_coordinates(arguments):
+    with pytest.raises(GridError): Regridder(*arguments)
+
+
+def test_bad_calls():
+    with pytest.raises(GridError, match="cubic"): Regridder.between(SOURCE, TARGET, "cubic")
+    with pytest.raises(GridError, match="mask"): Regridder.between(SOURCE, TARGET, mask=np.zeros((2, 2)))
+    with pytest.raises(GridError, match="shape"): Regridder.between(SOURCE, TARGET)(np.zeros((3, 4)))
+
+
+# files
+
+def test_save_and_load(tmp_path):
+    r = Regridder.between(SOURCE, TARGET, min_valid=0.7)
+    r.save(tmp_path / "w.npz")
+    back = Regridder.load(tmp_path / "w.npz")
+    f = np.random.default_rng(14).normal(size=SOURCE.shape)
+    assert np.array_equal(back(f), r(f)) and back.min_valid == 0.7 and [p.name for p in tmp_path.iterdir()] == ["w.npz"]
+
+
+def test_damaged_weights(tmp_path):
+    small = Regridder(*np.meshgrid([0.0, 1], [0.0, 1]), [0.5], [0.5])
+    small.save(tmp_path / "w.npz")
+    good, rng, path = (tmp_path / "w.npz").read_bytes(), np.random.default_rng(15), tmp_path / "bad.npz"
+    for k in range(200):
+        bad = bytearray(good)
+        if k % 2: bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+        else: bad = bad[:rng.integers(len(bad))]
+        path.write_bytes(bad)
+        try: Regridder.load(path)(np.zeros((2, 2)))
+        except SSLPDLError: pass
+    with pytest.raises(GridError): Regridder.load(tmp_path / "absent.npz")

@@ -1,0 +1,179 @@
+"The notebook runner on a folder of tiny notebooks."
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import run_notebooks as runner
+
+PARAMETERS = 'seed = 0\nfast = False\npreset = "small"\ndata_dir = "../data_samples/tiny"\nout_dir = "../runs/sample"'
+
+
+def notebook(path, *cells, parameters=PARAMETERS):
+    "Write a notebook: text that starts with `md:` is markdown, all else is code."
+    nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
+    if parameters:
+        nb.cells.append(nbformat.v4.new_code_cell(parameters, metadata=dict(tags=["parameters"])))
+    for text in cells:
+        nb.cells.append(nbformat.v4.new_markdown_cell(text[3:]) if text.startswith("md:") else nbformat.v4.new_code_cell(text))
+    nbformat.write(nb, path)
+
+
+@pytest.fixture
+def nbs(tmp_path):
+    folder = tmp_path / "nbs"
+    folder.mkdir()
+    return folder
+
+
+def run(nbs, *options):
+    return runner.main(["--nbs", str(nbs), "--out", str(nbs.parent / "out"), *map(str, options)])
+
+
+def texts(path):
+    "What the cells of an executed notebook printed."
+    return "".join(o.get("text", "") for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.outputs)
+
+
+SOLVED = """md:### Exercises
+
+**1.** What is x plus one?
+
+<details><summary>Solution</summary>
+
+```python
+y = x + 1
+print("solved", y)
+```
+Not this one:
+```
+raise SystemExit
+```
+</details>
+
+```python
+raise RuntimeError("not a solution")
+```
+"""
+
+
+def test_order_parameters_solutions_html_and_receipt(nbs, capsys):
+    notebook(nbs / "01_b.ipynb", "import os; print(seed, fast, out_dir, os.getcwd())", "x = 2", SOLVED)
+    notebook(nbs / "00_a.ipynb", "import sys; print(sys.executable)", 'open(out_dir + "/verify.json", "w").write(\'{"csi": 0.5}\');')
+    notebook(nbs / "index.ipynb", "md:# front page, [a](00_a.ipynb)", parameters=None)
+    params = nbs.parent / "p.yaml"
+    params.write_text("fast: true\nseed: 3\n")
+    assert run(nbs, "--params", params, "--solutions", "--html") == 0
+    out = nbs.parent / "out"
+    lines = capsys.readouterr().out.splitlines()
+    assert [s.split()[2:4] for s in lines[:3]] == [["00_a", "ok"], ["01_b", "ok"], ["index", "ok"]]
+    assert texts(out / "01_b.ipynb") == f"3 True ../out {nbs}\nsolved 3\n"
+    assert texts(out / "00_a.ipynb").strip() == sys.executable
+    html = (out / "index.html").read_text()
+    assert "00_a.html" in html and "require.min.js" not in html
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["status"] == "complete" and scores["seed"] == 3 and scores["parameters"]["fast"] is True
+    assert scores["verify"] == {"csi": 0.5} and list(scores["seconds"]) == ["00_a", "01_b", "index"]
+    assert {"torch", "python"} <= set(scores["versions"]) and "cores" in scores["hardware"]
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def test_first_failure_stops_and_names_the_cell(nbs, capsys):
+    notebook(nbs / "00_a.ipynb", "#| exports\nvalue = 1 / 0  # here", "print('never')")
+    notebook(nbs / "01_b.ipynb", "print('never')")
+    assert run(nbs) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED" in out and "01_b" not in out
+    assert "00_a, cell In [3]: value = 1 / 0  # here" in err and "ZeroDivisionError: division by zero" in err
+    assert len(err.splitlines()) < 30
+    assert (nbs.parent / "out" / "00_a.ipynb").exists()
+    assert json.loads((nbs.parent / "out" / "scores.json").read_text())["status"] == "failed in 00_a"
+
+
+def test_a_wrong_solution_fails(nbs, capsys):
+    notebook(nbs / "00_a.ipynb", SOLVED)
+    assert run(nbs) == 0
+    assert run(nbs, "--solutions") == 1
+    assert "# solution 1" in capsys.readouterr().err
+
+
+def test_a_cell_that_takes_too_long_and_a_kernel_that_dies(nbs, capsys):
+    notebook(nbs / "00_a.ipynb", "import time", "time.sleep(60)")
+    assert run(nbs, "--timeout", 1) == 1
+    assert "time.sleep(60)" in capsys.readouterr().err
+    notebook(nbs / "00_a.ipynb", "import os", "os._exit(3)")
+    assert run(nbs) == 1
+    assert "os._exit(3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, word", [("batch_sise: 3", "batch_sise"), ("- 1", "name: value")])
+def test_bad_parameter_files(nbs, capsys, text, word):
+    notebook(nbs / "00_a.ipynb", "print(1)")
+    params = nbs.parent / "p.yaml"
+    params.write_text(text)
+    assert run(nbs, "--params", params) == 1
+    assert word in capsys.readouterr().err
+    assert run(nbs, "--params", nbs.parent / "none.yaml") == 1
+
+
+def test_only_names_that_a_notebook_declares(nbs):
+    notebook(nbs / "00_a.ipynb", "print(seed, 'fast' in globals())", parameters="seed = 0")
+    notebook(nbs / "01_b.ipynb", "print(fast)", parameters="fast = False")
+    params = nbs.parent / "p.yaml"
+    params.write_text("fast: true")
+    assert run(nbs, "--params", params) == 0
+    assert texts(nbs.parent / "out" / "00_a.ipynb") == "0 False\n" and texts(nbs.parent / "out" / "01_b.ipynb") == "True\n"
+
+
+def test_choice_of_notebooks(nbs, capsys):
+    for name in ("00_a", "01_b", "02_c"):
+        notebook(nbs / f"{name}.ipynb", "print(1)")
+    assert run(nbs, "02_c", nbs / "00_a.ipynb") == 0
+    out = capsys.readouterr().out
+    assert "00_a" in out and "02_c" in out and "01_b" not in out
+    assert run(nbs, "07_none") == 1
+    assert "07_none" in capsys.readouterr().err
+
+
+def test_in_place_keeps_outputs_and_nothing_else(nbs):
+    path = nbs / "00_a.ipynb"
+    notebook(path, "md:# a", "print('new')", SOLVED, "seed")
+    assert run(nbs, "--in-place") == 0
+    first = path.read_bytes()
+    cells = nbformat.read(path, 4).cells
+    assert len(cells) == 5 and "papermill" not in first.decode() and "injected" not in first.decode()
+    assert cells[2].outputs[0].text == "new\n" and cells[0].metadata.tags == ["parameters"]
+    assert run(nbs, "--in-place") == 0
+    assert path.read_bytes() == first
+
+
+def test_fresh_empties_only_its_own_folder(nbs, capsys):
+    notebook(nbs / "00_a.ipynb", "print(1)")
+    out = nbs.parent / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    assert run(nbs, "--fresh") == 1 and (out / "mine.txt").exists()
+    assert run(nbs) == 0
+    assert run(nbs, "--fresh") == 0 and not (out / "mine.txt").exists()
+
+
+def test_interrupt_is_clean(nbs):
+    notebook(nbs / "00_a.ipynb", "import os; open(out_dir + '/pid', 'w').write(str(os.getpid()))", "import time; time.sleep(60)")
+    out = nbs.parent / "out"
+    process = subprocess.Popen([sys.executable, runner.__file__, "--nbs", nbs, "--out", out], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    while not (out / "pid").exists() or not (out / "pid").read_text():
+        time.sleep(0.1)
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130 and "stopped" in stdout and "interrupted" in stderr and "Traceback" not in stderr
+    assert json.loads((out / "scores.json").read_text())["status"] == "interrupted in 00_a"
+    assert not Path(f"/proc/{(out / 'pid').read_text()}").exists()
