@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -48,28 +49,47 @@ def channels_first(
                                  "say layout='nchw' or 'nhwc'", tuple(maps.shape)))
     return first < last
 
+# %% ../nbs/13_gradcam.ipynb #97cc3fd4
+def _find(model, layer):
+    "A module of the model, given itself or its name."
+    modules = dict(model.named_modules())
+    if isinstance(layer, str) and layer in modules: return modules[layer]
+    if any(layer is m for m in modules.values()): return layer
+    near = [n for n in modules if n.split(".")[-1] == str(layer).split(".")[-1]] or list(modules)[1:]
+    raise DataError(mismatch("GradCAM: layer", f"one of {near[:8]}", layer if isinstance(layer, str) else type(layer).__name__))
+
+
+def _summed_logits(logits, class_index, mask):
+    "Logits of a class added up over the pixels of the mask, or over those where the class is predicted."
+    if not 0 <= class_index < logits.shape[1]:
+        raise DataError(mismatch("GradCAM: class", f"0 to {logits.shape[1] - 1}", class_index))
+    pixels = logits.argmax(1) == class_index if mask is None else torch.as_tensor(mask, device=logits.device)
+    if pixels.shape[-2:] != logits.shape[-2:]:
+        raise DataError(mismatch("GradCAM: shape of the mask", tuple(logits.shape[-2:]), tuple(pixels.shape)))
+    return (logits[:, class_index] * pixels).sum()
+
+
+@contextmanager
+def _evaluation(model):
+    "Evaluation mode inside the block; afterwards each module has its own mode again."
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes: m.training = training
+
 # %% ../nbs/13_gradcam.ipynb #d8642094
 class GradCAM:
     "`with GradCAM(model, layer) as explain: explain.cam(x, class_index)`; no hook outlives the block."
-    def __init__(
-        self,
-        model: nn.Module,           # (b, v, h, w) -> logits (b, class, h, w)
-        layer,                      # a module of the model, or its name
-        layout: str = "auto",       # of the layer's maps: auto | nchw | nhwc
-    ):
-        modules = dict(model.named_modules())
-        if isinstance(layer, str):
-            if layer not in modules:
-                near = [n for n in modules if n.split(".")[-1] == layer.split(".")[-1]] or list(modules)[1:]
-                raise DataError(mismatch("GradCAM: layer", f"one of {near[:8]}", repr(layer)))
-            layer = modules[layer]
-        elif not any(layer is m for m in modules.values()):
-            raise DataError(mismatch("GradCAM: layer", "a module of the model", type(layer).__name__))
-        self.model, self.layer, self.layout, self._hook, self._maps = model, layer, layout, None, None
+    def __init__(self,
+                 model: nn.Module,          # (b, v, h, w) -> logits (b, class, h, w)
+                 layer,                     # one of its modules, or the name of one
+                 layout: str = "auto"):     # of the layer's maps: auto | nchw | nhwc
+        self.model, self.layer, self.layout, self._hook, self._maps = model, _find(model, layer), layout, None, None
 
     def __enter__(self):
-        self._hook = self.layer.register_forward_hook(self._catch)
-        return self
+        self._hook = self.layer.register_forward_hook(self._catch); return self
 
     def __exit__(self, *error):
         self._hook.remove()
@@ -77,40 +97,26 @@ class GradCAM:
 
     def _catch(self, module, inputs, output):
         if not isinstance(output, torch.Tensor) or output.ndim != 4:
-            raise DataError(mismatch("GradCAM: output of the layer", "one tensor of four axes", getattr(output, "shape", type(output).__name__)))
+            raise DataError(mismatch("GradCAM: output of the layer", "one tensor of four axes", type(output).__name__))
         self._maps = output if output.requires_grad else output.detach().requires_grad_()
         return self._maps.clone()                         # what follows may work in place
 
     def raw(self, x, class_index, mask=None):
         "The map before it is enlarged and stretched: (b, rows, columns) of the layer."
         if self._hook is None: raise DataError(mismatch("GradCAM", "a call inside its `with` block", "a call outside"))
-        modes = [(m, m.training) for m in self.model.modules()]
-        try:
-            with torch.enable_grad():
-                score = self._score(self.model.eval()(x), class_index, mask)
-                gradient = torch.autograd.grad(score, self._maps, allow_unused=True)[0] if score.requires_grad else None
-        finally:
-            for m, training in modes: m.training = training
+        with _evaluation(self.model), torch.enable_grad():
+            score = _summed_logits(self.model(x), class_index, mask)
+            gradient = torch.autograd.grad(score, self._maps, allow_unused=True)[0] if score.requires_grad else None
         if gradient is None: raise DataError(mismatch("GradCAM: gradient at the layer", "a path from layer to logits", "none"))
-        maps, gradient = self._maps.detach(), gradient.detach()
-        if not (channels_first(maps, x.shape[-2:]) if self.layout == "auto" else self.layout == "nchw"):
-            maps, gradient = maps.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
-        return weighted_map(maps, gradient)
+        first = channels_first(self._maps, x.shape[-2:]) if self.layout == "auto" else self.layout == "nchw"
+        order = (0, 1, 2, 3) if first else (0, 3, 1, 2)
+        return weighted_map(self._maps.detach().permute(order), gradient.permute(order))
 
-    def _score(self, logits, class_index, mask):
-        if not 0 <= class_index < logits.shape[1]:
-            raise DataError(mismatch("GradCAM: class", f"0 to {logits.shape[1] - 1}", class_index))
-        pixels = logits.argmax(1) == class_index if mask is None else torch.as_tensor(mask, device=logits.device)
-        if pixels.shape[-2:] != logits.shape[-2:]:
-            raise DataError(mismatch("GradCAM: shape of the mask", tuple(logits.shape[-2:]), tuple(pixels.shape)))
-        return (logits[:, class_index] * pixels).sum()
-
-    def cam(
-        self,
-        x: torch.Tensor,            # (b, v, h, w) standardised input
-        class_index: int,           # which class to ask for
-        mask=None,                  # (h, w) or (b, h, w) pixels whose logits count; None = where the class is predicted
-    ) -> torch.Tensor:              # (b, h, w) from 0 to 1
+    def cam(self,
+            x: torch.Tensor,        # (b, v, h, w) standardised input
+            class_index: int,       # which class to ask for
+            mask=None,              # (h, w) or (b, h, w) pixels whose logits count; None = where the class is predicted
+            ) -> torch.Tensor:      # (b, h, w) from 0 to 1
         "Where the layer speaks for the class."
         low = self.raw(x, class_index, mask)
         return stretch(F.interpolate(low[:, None], size=x.shape[-2:], mode="bilinear", align_corners=False)[:, 0])
@@ -138,7 +144,7 @@ def rank_correlation(
     pairs = [(ranks(p.flatten()), ranks(q.flatten())) for p, q in zip(a, b)]
     return torch.stack([(p @ q) / (p.norm() * q.norm()).clamp(min=1e-12) for p, q in pairs])
 
-
+# %% ../nbs/13_gradcam.ipynb #2eccc554
 def sanity_check(
     model: nn.Module,
     layer: str,                     # name of the layer to look at
@@ -147,12 +153,15 @@ def sanity_check(
     mask: torch.Tensor,             # (b, h, w) pixels asked about, the same for all models
     parts: list,                    # names of modules from the head down, randomised one after the other
     seed: int = 0,
+    repeats: int = 1,               # independent randomisations that are averaged
 ) -> dict:                          # name of the last randomised part -> mean correlation with the true map
     "How the map changes while the network forgets; the model itself is not changed."
-    generator, forgetful, result = torch.Generator().manual_seed(seed), copy.deepcopy(model), {}
+    result = dict.fromkeys(parts, 0.0)
     with GradCAM(model, layer) as explain: true = explain.cam(x, class_index, mask)
-    for part in parts:
-        randomise(forgetful.get_submodule(part), generator)
-        with GradCAM(forgetful, layer) as explain: now = explain.cam(x, class_index, mask)
-        result[part] = float(rank_correlation(true, now).mean())
+    for r in range(repeats):
+        generator, forgetful = torch.Generator().manual_seed(seed + r), copy.deepcopy(model)
+        for part in parts:
+            randomise(forgetful.get_submodule(part), generator)
+            with GradCAM(forgetful, layer) as explain: now = explain.cam(x, class_index, mask)
+            result[part] += float(rank_correlation(true, now).mean()) / repeats
     return result

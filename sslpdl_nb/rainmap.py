@@ -119,7 +119,7 @@ def _attributes(meta: dict, name: str, source: str, samples: xr.Dataset) -> dict
     return dict(
         Conventions="CF-1.11", title="rain probabilities", source=f"{name}: {meta['kind']}, " + ("pre-trained" if meta.get("pretrained") else "not pre-trained"),
         training_data=trained_on, history=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%MZ} sslpdl predict {source}",
-        comment="; ".join(["The model was trained on SIMULATED data: no skill is claimed for the real atmosphere."] * ("simulated" in trained_on)
+        comment="; ".join(["The model was trained on SIMULATED data: no skill is claimed for the real atmosphere."] * ("simulated" in trained_on.lower())
                           + ["Class probabilities are those of the network; 12_verify shows how reliable they are."]),
         cuts=[float(c) for c in meta["thresholds"]], config=config_to_json(meta["config"]), seed=int(meta["seed"]),
         training_versions=json.dumps(meta["versions"]), prediction_versions=json.dumps(environment()),
@@ -163,11 +163,11 @@ def _as_cf(p, rain, ds: xr.Dataset, grid: LambertGrid, meta: dict) -> xr.Dataset
     "Probabilities (time, lead_time, class, y, x) and the forecast's own rain as a CF dataset."
     first, place, over = ("time", "lead_time"), ("y", "x"), exceedance(p)
     about = lambda long_name, **more: dict(long_name=long_name, grid_mapping="crs", **more)
-    flags = dict(flag_values=np.arange(len(CLASS_NAMES), dtype=np.int8), flag_meanings=" ".join(n.replace(" ", "_") for n in CLASS_NAMES))
+    flags = dict(flag_values=np.arange(-1, len(CLASS_NAMES), dtype=np.int8), flag_meanings=" ".join(n.replace(" ", "_") for n in ("unknown", *CLASS_NAMES)))
     return xr.Dataset(dict(
         probability=((*first, "class", *place), p.astype(np.float32), about("probability of each rain class", units="1")),
         exceedance=((*first, "threshold", *place), over.astype(np.float32), about("probability that the rain rate is at least the threshold", units="1")),
-        rain_class=((*first, *place), decided_class(over, meta["thresholds"]), about("rain class decided with the cuts of the checkpoint, -1 = unknown", **flags)),
+        rain_class=((*first, *place), decided_class(over, meta["thresholds"]), about("rain class decided with the cuts of the checkpoint", **flags)),
         forecast_rain=((*first, *place), rain.astype(np.float32), about("rain rate of the forecast itself", units="mm h-1", standard_name=VARIABLES[-1].standard_name)),
         crs=((), 0, cf_attributes(grid))), _coordinates(ds, grid, meta["config"].edges))
 
@@ -183,9 +183,6 @@ def write_rainmap(
     with atomic_path(path) as tmp:
         ds.to_netcdf(tmp, engine="netcdf4", encoding=encoding)
     return Path(path)
-
-# %% ../nbs/14_rainmap.ipynb #d455f391
-def _short(error) -> str: return f"{type(error).__name__}: {str(error)[:200]}"
 
 # %% ../nbs/14_rainmap.ipynb #459ec1e1
 def observed_on(
@@ -213,7 +210,7 @@ def rainmap(
     one, grid = ds.isel(time=time), grid_from_cf(ds)
     leads = range(ds.sizes["lead_time"]) if leads is None else leads
     seen = None if qpe is None else observed_on(qpe, grid, one["valid_time"].values)
-    names = ["forecast"] + ["observed"] * (qpe is not None) + [f"P(rain ≥ {e:g} mm/h)" for e in ds["threshold"].values]
+    names = ["forecast"] + ["observed"] * (qpe is not None) + [f"P(≥ {e:g} mm/h)" for e in ds["threshold"].values]
     fig, axes = maps(len(leads), len(names), grid, size, titles=names)
     split = len(names) - ds.sizes["threshold"]
     for axis, k in zip(axes, leads):
@@ -225,7 +222,7 @@ def rainmap(
                 ax.contour(grid.x, grid.y, p, [cut], colors="#00b5ad", linewidths=1.2)
         _row_label(axis[0], one, k)
     colorbar(fig, wet, axes[:, :split], location="bottom")
-    colorbar(fig, chance, axes[:, split:], "probability; line: cut of the decided class", location="bottom")
+    colorbar(fig, chance, axes[:, split:], "probability (line: decided class)", location="bottom")
     return fig
 
 
@@ -255,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _run_predict(args):
     ds = predict(args.nwp, args.checkpoint)
-    print(f"{write_rainmap(ds, args.out)}: {ds.sizes['time']} start times, {ds.sizes['lead_time']} lead times, "
+    print(f"{write_rainmap(ds, args.out)}: start times {ds.sizes['time']}, lead times {ds.sizes['lead_time']}, "
           f"{ds.sizes['y']} x {ds.sizes['x']} pixels; unusual input: {ds.attrs['unusual_input']}")
     if args.map:
         import matplotlib

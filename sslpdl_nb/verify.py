@@ -38,7 +38,7 @@ class Contingency:
         "All entries added up."
         return Contingency(*(int(np.sum(getattr(self, f.name))) for f in fields(self)))
 
-
+# %% ../nbs/12_verify.ipynb #bb3730fb
 def count_events(
     forecast,           # yes/no, any shape
     observed,           # yes/no, same shape
@@ -78,7 +78,7 @@ def _luck(c):
     "Hits that a forecast of the same size scores at random."
     return _ratio((c.hits + c.misses) * (c.hits + c.false_alarms * 1.0), c.total)
 
-# %% ../nbs/12_verify.ipynb #bb3730fb
+# %% ../nbs/12_verify.ipynb #c2d4d090
 def recall(c: Contingency):
     "Share of the observed events that were forecast (probability of detection)."
     return _ratio(c.hits, c.hits + c.misses)
@@ -103,7 +103,7 @@ def f1(c: Contingency):
     "Harmonic mean of precision and recall."
     return _ratio(2 * c.hits, 2 * c.hits + c.misses + c.false_alarms)
 
-
+# %% ../nbs/12_verify.ipynb #1a42a46f
 def ets(c: Contingency):
     "Equitable threat score (Gilbert skill score): CSI without lucky hits."
     return _ratio(c.hits - _luck(c), c.hits + c.misses + c.false_alarms - _luck(c))
@@ -114,7 +114,7 @@ def hss(c: Contingency):
     h, m, f, r = (np.asarray(getattr(c, x.name), dtype=float) for x in fields(c))
     return _ratio(2 * (h * r - f * m), (h + m) * (m + r) + (h + f) * (f + r))
 
-
+# %% ../nbs/12_verify.ipynb #2b370bcd
 SCORES = dict(CSI=csi, bias=bias, F1=f1, precision=precision, recall=recall, ETS=ets, HSS=hss)
 
 
@@ -130,7 +130,7 @@ def score_table(
         lines.append(f"{name:{width}}" + "".join(f"{score(c):11.3f}" for score in scores.values()))
     return "\n".join(lines)
 
-# %% ../nbs/12_verify.ipynb #c2d4d090
+# %% ../nbs/12_verify.ipynb #835f0880
 def confusion(
     forecast,               # class of each pixel, 0..n_classes-1, any shape; NaN or negative = unknown
     observed,               # same shape
@@ -162,7 +162,7 @@ def miou(
     values = iou(table)
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
-# %% ../nbs/12_verify.ipynb #1a42a46f
+# %% ../nbs/12_verify.ipynb #fb19df39
 def brier(
     p,                  # probability of the event, any shape; NaN = unknown
     o,                  # 1 where it was observed, 0 elsewhere, same shape; NaN = unknown
@@ -179,7 +179,7 @@ def brier_skill(score: float, reference: float) -> float:
     "Brier skill score: 1 is perfect, 0 as good as the reference."
     return 1 - _ratio(score, reference)
 
-# %% ../nbs/12_verify.ipynb #2b370bcd
+# %% ../nbs/12_verify.ipynb #3b040f24
 @dataclass(frozen=True)
 class Reliability:
     "Sums per probability bin; they add up."
@@ -200,7 +200,7 @@ class Reliability:
     @property
     def frequency(self): return _ratio(self.o_sum, self.count)
 
-
+# %% ../nbs/12_verify.ipynb #b82ce8b9
 def reliability(
     p,                  # probability of the event, any shape; NaN = unknown
     o,                  # 1 where it was observed, 0 elsewhere, same shape; NaN = unknown
@@ -218,7 +218,7 @@ def reliability(
     return Reliability(np.bincount(k, minlength=bins),
                        *(np.bincount(k, weights=w, minlength=bins) for w in (p, o, (p - o) ** 2)))
 
-
+# %% ../nbs/12_verify.ipynb #b1c63602
 def decompose(
     r: Reliability,
 ) -> dict:              # brier, reliability, resolution, uncertainty, within: brier = rel - res + unc + within
@@ -232,7 +232,7 @@ def decompose(
     parts["within"] = parts["brier"] - parts["reliability"] + parts["resolution"] - parts["uncertainty"]
     return {k: float(v) for k, v in parts.items()}
 
-# %% ../nbs/12_verify.ipynb #835f0880
+# %% ../nbs/12_verify.ipynb #9f7252a3
 def best_cut(
     p,                              # probability (or rain rate) of each case, any shape; NaN = unknown
     o,                              # yes/no observed, same shape
@@ -248,7 +248,7 @@ def best_cut(
     scores = csi(Contingency(hits, yes.size - hits, false_alarms, 0))
     return float(cuts[np.nanargmax(scores)]) if np.isfinite(scores).any() else float(cuts[0])
 
-# %% ../nbs/12_verify.ipynb #fb19df39
+# %% ../nbs/12_verify.ipynb #d939ac1d
 def group_counts(
     counts: Contingency,        # of arrays (samples,)
     labels,                     # (samples,) lead time, day, ...
@@ -273,7 +273,7 @@ def per_lead_time(
         scores[name] = score(grouped)
     return (leads if rows else np.unique(lead_time)), scores
 
-# %% ../nbs/12_verify.ipynb #3b040f24
+# %% ../nbs/12_verify.ipynb #26163e16
 def bootstrap_days(
     counts: Contingency,            # of arrays (samples,), the forecast in question
     reference: Contingency,         # of arrays (samples,), the forecast to beat, same pixels

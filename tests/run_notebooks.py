@@ -206,13 +206,13 @@ def shown(path: Path) -> str:
     return min(str(path), os.path.relpath(path), key=len)
 
 
-def write_html(source: Path):
+def write_html(source: Path, nbs: Path):
     "An HTML copy with all figures inside; only formulas ask the network for a typesetter."
     from nbconvert import HTMLExporter
     exporter = HTMLExporter(embed_images=True, require_js_url="", jquery_url="")
     notebook = read_notebook(source)
     notebook.cells = [c for c in notebook.cells if not (c.cell_type == "code" and c.source.startswith("#| default_exp"))]
-    resources = dict(metadata=dict(name=source.stem, path=str(ROOT / "nbs")))
+    resources = dict(metadata=dict(name=source.stem, path=str(nbs)))
     text, _ = exporter.from_notebook_node(notebook, resources)
     text = re.sub(r'(href="[\w./-]+)\.ipynb', r"\1.html", text).replace('<script src=""></script>', "")
     with atomic(source.with_suffix(".html")) as tmp:
@@ -291,7 +291,7 @@ def run(args) -> int:
         finally:
             record["seconds"][path.stem] = round(line.seconds, 1)
         if args.html:
-            write_html(target)
+            write_html(target, nbs)
     finish(record, out, "complete")
     count = f"{len(paths)} notebook{'s' * (len(paths) > 1)}"
     print(f"{count} in {record['total_seconds']:.0f} s; results in {shown(out)}")

@@ -41,6 +41,8 @@ def texts(path):
     return "".join(o.get("text", "") for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.outputs)
 
 
+DOT = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63600000000200014898"
+                    "a4d10000000049454e44ae426082")
 SOLVED = """md:### Exercises
 
 **1.** What is x plus one?
@@ -66,7 +68,9 @@ raise RuntimeError("not a solution")
 def test_order_parameters_solutions_html_and_receipt(nbs, capsys):
     notebook(nbs / "01_b.ipynb", "import os; print(seed, fast, out_dir, os.getcwd())", "x = 2", SOLVED)
     notebook(nbs / "00_a.ipynb", "import sys; print(sys.executable)", 'open(out_dir + "/verify.json", "w").write(\'{"csi": 0.5}\');')
-    notebook(nbs / "index.ipynb", "md:# front page, [a](00_a.ipynb)", parameters=None)
+    (nbs / "images").mkdir()
+    (nbs / "images" / "dot.png").write_bytes(DOT)
+    notebook(nbs / "index.ipynb", "md:# front page, [a](00_a.ipynb) ![dot](images/dot.png)", parameters=None)
     params = nbs.parent / "p.yaml"
     params.write_text("fast: true\nseed: 3\n")
     assert run(nbs, "--params", params, "--solutions", "--html") == 0
@@ -76,7 +80,7 @@ def test_order_parameters_solutions_html_and_receipt(nbs, capsys):
     assert texts(out / "01_b.ipynb") == f"3 True ../out {nbs}\nsolved 3\n"
     assert texts(out / "00_a.ipynb").strip() == sys.executable
     html = (out / "index.html").read_text()
-    assert "00_a.html" in html and "require.min.js" not in html
+    assert "00_a.html" in html and "require.min.js" not in html and "data:image/png;base64" in html and "dot.png" not in html
     scores = json.loads((out / "scores.json").read_text())
     assert scores["status"] == "complete" and scores["seed"] == 3 and scores["parameters"]["fast"] is True
     assert scores["verify"] == {"csi": 0.5} and list(scores["seconds"]) == ["00_a", "01_b", "index"]
