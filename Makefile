@@ -34,6 +34,7 @@ lab: $(DONE)
 
 notebooks: $(DONE)
 	$(BIN)/python tests/run_notebooks.py --out runs/sample --fresh --in-place
+	$(BIN)/python tests/make_readme.py
 
 export: $(DONE)
 	$(BIN)/nbdev_export

@@ -152,7 +152,7 @@ def deform_conv(
     "Deformable convolution (the core of DCNv3): each output pixel sums k samples of its own choice, per group."
     kernel, stride, padding, dilation = map(_pair, (kernel_size, stride, padding, dilation))
     geometry = dict(groups=groups, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation, offset_scale=offset_scale)
-    if torch.is_autocast_enabled(value.device.type):
+    if torch.amp.is_autocast_available(value.device.type) and torch.is_autocast_enabled(value.device.type):
         with torch.autocast(value.device.type, enabled=False):
             return deform_conv(value.float(), offset.float(), mask.float(), **geometry)
     _check(value, offset, mask, groups, kernel, stride, padding, dilation)

@@ -450,18 +450,19 @@ def season(
     per_hour = 12 * max(1, size.n // 128)
     nature = MoistQG(NATURE, n=size.n, steps_per_hour=per_hour, terrain=box_terrain(size.n), device=device)
     worse = MoistQG(FORECAST, n=size.n, steps_per_hour=per_hour, terrain=box_terrain(size.n, SMOOTHING), device=device)
-    z, bar = start(coarse, size.members, generator), tqdm(total=SPINUP_DAYS + 1 + size.starts * DAYS_BETWEEN, desc="days", disable=not progress)
+    z, bar = start(coarse, size.members, generator), tqdm(total=SPINUP_DAYS + 1 + (size.starts - 1) * DAYS_BETWEEN, desc="days", disable=not progress)
     for _ in range(SPINUP_DAYS):
         z, _ = run(coarse, z, 24); bar.update()
     z, _ = run(nature, resize(z, size.n), 24); bar.update()
     forecasts, seen, truth = [], [], []
-    for _ in range(size.starts):
+    for k in range(size.starts):
+        if k:
+            z, _ = run(nature, zn, 24 * DAYS_BETWEEN - size.leads[-1]); bar.update(DAYS_BETWEEN)
         for lead, (zn, P), (zf, Pf) in twin(nature, worse, z, size.leads, generator):
             cpu = lambda *a: [t.cpu() for t in a]
             forecasts.append(render_forecast(MoistQG(FORECAST, size.n, per_hour), *cpu(zf, Pf), size.nwp, lead % 24, generator))
             truth.append(render_rain(MoistQG(NATURE, size.n, per_hour), *cpu(zn, P), size.qpe, generator))
             seen.append(observe(truth[-1], size.qpe, generator))
-        z, _ = run(nature, zn, 24 * DAYS_BETWEEN - size.leads[-1]); bar.update(DAYS_BETWEEN)
     bar.close()
     k, by_start = len(size.leads), lambda parts: torch.cat([torch.stack(parts[i:i + k], 1) for i in range(0, len(parts), k)])
     return {v.name: by_start([f[v.name] for f in forecasts]) for v in VARIABLES}, by_start(seen), by_start(truth)

@@ -19,33 +19,14 @@ from sslpdl_nb.core import (
     cf_attributes, config_to_json, environment, mismatch,
 )
 from sslpdl_nb.data import RainDataset, Standardizer, check_nwp, open_nwp
-from sslpdl_nb.finetune import load_model, predict_probabilities
+from sslpdl_nb.finetune import decide, exceedance, load_model, predict_probabilities
 from sslpdl_nb.grid import Regridder, grid_from_cf
 
 # %% auto #0
-__all__ = ['exceedance', 'decided_class', 'on_map', 'unusual', 'predict', 'write_rainmap', 'observed_on', 'rainmap', 'parser',
-           'main', 'central_us']
+__all__ = ['on_map', 'unusual', 'predict', 'write_rainmap', 'observed_on', 'rainmap', 'parser', 'main', 'met_sample',
+           'central_us']
 
 # %% ../nbs/14_rainmap.ipynb #a319ec0a
-def exceedance(
-    probability,        # (..., class, h, w) class probabilities, sum 1
-) -> np.ndarray:        # (..., edge, h, w) probability of at least that edge
-    "The probability that the rain rate reaches each class edge."
-    p = np.asarray(probability)
-    return np.cumsum(p[..., :0:-1, :, :], -3)[..., ::-1, :, :].clip(0, 1)
-
-# %% ../nbs/14_rainmap.ipynb #4e05ebe2
-def decided_class(
-    exceeded,           # (..., edge, h, w) exceedance probabilities
-    cuts,               # (edge,) one cut per edge
-) -> np.ndarray:        # (..., h, w) int8: 0 no rain, 1 rain, 2 heavy rain; -1 where unknown
-    "The highest class whose exceedance probability reaches its cut."
-    p = np.asarray(exceeded)
-    rank = np.arange(1, len(cuts) + 1)[:, None, None]
-    reached = np.where(p >= np.asarray(cuts)[:, None, None], rank, 0).max(-3)
-    return np.where(np.isnan(p).any(-3), -1, reached).astype(np.int8)
-
-# %% ../nbs/14_rainmap.ipynb #1898fade
 def on_map(
     nwp: xr.Dataset,        # as from data.open_nwp
     grid: LambertGrid,      # the map
@@ -64,7 +45,7 @@ def on_map(
     return xr.Dataset({"forecast": (("sample", "variable", "y", "x"), forecast), "rain": (("sample", "y", "x"), np.full_like(forecast[:, 0], np.nan))},
                       dict(variable=list(VARIABLE_NAMES), lead_time=("sample", lead / np.timedelta64(1, "h"))))
 
-# %% ../nbs/14_rainmap.ipynb #1db4254f
+# %% ../nbs/14_rainmap.ipynb #4e05ebe2
 def unusual(
     samples: xr.Dataset,            # from on_map
     standardizer: Standardizer,     # of the training
@@ -119,13 +100,13 @@ def _attributes(meta: dict, name: str, source: str, samples: xr.Dataset) -> dict
     return dict(
         Conventions="CF-1.11", title="rain probabilities", source=f"{name}: {meta['kind']}, " + ("pre-trained" if meta.get("pretrained") else "not pre-trained"),
         training_data=trained_on, history=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%MZ} sslpdl predict {source}",
-        comment="; ".join(["The model was trained on SIMULATED data: no skill is claimed for the real atmosphere."] * ("simulated" in trained_on.lower())
+        comment=" ".join(["The model was trained on SIMULATED data: no skill is claimed for the real atmosphere."] * ("simulated" in trained_on.lower())
                           + ["Class probabilities are those of the network; 12_verify shows how reliable they are."]),
         cuts=[float(c) for c in meta["thresholds"]], config=config_to_json(meta["config"]), seed=int(meta["seed"]),
-        training_versions=json.dumps(meta["versions"]), prediction_versions=json.dumps(environment()),
+        training_lead_times=[float(h) for h in meta.get("lead_times", [])], training_versions=json.dumps(meta["versions"]), prediction_versions=json.dumps(environment()),
         missing_input_values=holes, unusual_input=", ".join(f"{n} {z:+g} sigma" for n, z in far.items()) or "none")
 
-# %% ../nbs/14_rainmap.ipynb #292c0a9e
+# %% ../nbs/14_rainmap.ipynb #1898fade
 def predict(
     nwp,                            # forecast: a dataset, a file, or several files
     checkpoint,                     # file written by finetune
@@ -138,10 +119,7 @@ def predict(
     ds, source = _forecast(nwp)
     samples = on_map(ds, grid, source)
     p = predict_probabilities(model, RainDataset(samples, meta["standardizer"]))
-    outside = np.isnan(samples["forecast"].values).all(1)                            # (sample, y, x)
-    p = np.where(outside[:, None], np.nan, p).reshape(ds.sizes["time"], ds.sizes["lead_time"], -1, *grid.shape)
-    rain = samples["forecast"].values[:, -1].reshape(p.shape[:2] + grid.shape)
-    return _as_cf(p, rain, ds, grid, meta).assign_attrs(_attributes(meta, name, source, samples))
+    return _as_cf(p, samples, ds, grid, meta).assign_attrs(_attributes(meta, name, source, samples))
 
 # %% ../nbs/14_rainmap.ipynb #53604042
 def _coordinates(ds: xr.Dataset, grid: LambertGrid, edges) -> dict:
@@ -153,25 +131,28 @@ def _coordinates(ds: xr.Dataset, grid: LambertGrid, edges) -> dict:
         time=("time", ds["time"].values, dict(standard_name="forecast_reference_time", long_name="start of the forecast")),
         lead_time=("lead_time", ds["lead_time"].values, dict(standard_name="forecast_period")),
         valid_time=(("time", "lead_time"), valid, dict(standard_name="time", long_name="end of the hour of rain")),
-        threshold=("threshold", np.asarray(edges, np.float32), about("lwe_precipitation_rate", "mm h-1", long_name="class edge")),
+        threshold=("threshold", np.asarray(edges, float), about("lwe_precipitation_rate", "mm h-1", long_name="class edge")),
         **{"class": ("class", np.array(CLASS_NAMES), dict(long_name="rain class"))},
         y=("y", grid.y, about("projection_y_coordinate", "m", axis="Y")), x=("x", grid.x, about("projection_x_coordinate", "m", axis="X")),
         latitude=(("y", "x"), lat, about("latitude", "degrees_north")), longitude=(("y", "x"), lon, about("longitude", "degrees_east")))
 
 
-def _as_cf(p, rain, ds: xr.Dataset, grid: LambertGrid, meta: dict) -> xr.Dataset:
-    "Probabilities (time, lead_time, class, y, x) and the forecast's own rain as a CF dataset."
-    first, place, over = ("time", "lead_time"), ("y", "x"), exceedance(p)
-    about = lambda long_name, **more: dict(long_name=long_name, grid_mapping="crs", **more)
+def _as_cf(p, samples: xr.Dataset, ds: xr.Dataset, grid: LambertGrid, meta: dict) -> xr.Dataset:
+    "Class probabilities (sample, class, y, x) and the forecast's own rain as a CF dataset; NaN and -1 outside the forecast."
+    outside = np.isnan(samples["forecast"].values).all(1)                            # (sample, y, x)
+    fields = dict(probability=np.where(outside[:, None], np.nan, p), exceedance=np.where(outside[:, None], np.nan, exceedance(p)).clip(0, 1),
+                  rain_class=np.where(outside, -1, decide(p, meta["thresholds"])), forecast_rain=samples["forecast"].values[:, -1])
+    axes = dict(probability=("class",), exceedance=("threshold",), rain_class=(), forecast_rain=())
     flags = dict(flag_values=np.arange(-1, len(CLASS_NAMES), dtype=np.int8), flag_meanings=" ".join(n.replace(" ", "_") for n in ("unknown", *CLASS_NAMES)))
-    return xr.Dataset(dict(
-        probability=((*first, "class", *place), p.astype(np.float32), about("probability of each rain class", units="1")),
-        exceedance=((*first, "threshold", *place), over.astype(np.float32), about("probability that the rain rate is at least the threshold", units="1")),
-        rain_class=((*first, *place), decided_class(over, meta["thresholds"]), about("rain class decided with the cuts of the checkpoint", **flags)),
-        forecast_rain=((*first, *place), rain.astype(np.float32), about("rain rate of the forecast itself", units="mm h-1", standard_name=VARIABLES[-1].standard_name)),
-        crs=((), 0, cf_attributes(grid))), _coordinates(ds, grid, meta["config"].edges))
+    attrs = dict(probability=dict(long_name="probability of each rain class", units="1"),
+                 exceedance=dict(long_name="probability that the rain rate is at least the threshold", units="1"),
+                 rain_class=dict(long_name="rain class decided with the cuts of the checkpoint", **flags),
+                 forecast_rain=dict(long_name="rain rate of the forecast itself", units="mm h-1", standard_name=VARIABLES[-1].standard_name))
+    shape, dtype = (ds.sizes["time"], ds.sizes["lead_time"]), {"rain_class": np.int8}
+    return xr.Dataset({n: (("time", "lead_time", *axes[n], "y", "x"), v.reshape(*shape, *v.shape[1:]).astype(dtype.get(n, np.float32)), attrs[n] | {"grid_mapping": "crs"})
+                       for n, v in fields.items()} | {"crs": ((), 0, cf_attributes(grid))}, _coordinates(ds, grid, meta["config"].edges))
 
-# %% ../nbs/14_rainmap.ipynb #d19b1674
+# %% ../nbs/14_rainmap.ipynb #1db4254f
 def write_rainmap(
     ds: xr.Dataset,     # from predict
     path,               # NetCDF file to write
@@ -184,7 +165,7 @@ def write_rainmap(
         ds.to_netcdf(tmp, engine="netcdf4", encoding=encoding)
     return Path(path)
 
-# %% ../nbs/14_rainmap.ipynb #459ec1e1
+# %% ../nbs/14_rainmap.ipynb #292c0a9e
 def observed_on(
     qpe: xr.Dataset,        # as from data.open_qpe
     grid: LambertGrid,      # the map
@@ -197,7 +178,7 @@ def observed_on(
     none = np.full(qpe["rain"].shape[1:], np.nan, np.float32)
     return np.stack([move(qpe["rain"].values[known[t]] if t in known else none) for t in np.asarray(when).ravel()])
 
-# %% ../nbs/14_rainmap.ipynb #ba652189
+# %% ../nbs/14_rainmap.ipynb #d19b1674
 def rainmap(
     ds: xr.Dataset,         # from predict
     qpe: xr.Dataset = None, # observed rain as from data.open_qpe; None = no such column
@@ -222,7 +203,8 @@ def rainmap(
                 ax.contour(grid.x, grid.y, p, [cut], colors="#00b5ad", linewidths=1.2)
         _row_label(axis[0], one, k)
     colorbar(fig, wet, axes[:, :split], location="bottom")
-    colorbar(fig, chance, axes[:, split:], "probability (line: decided class)", location="bottom")
+    bar = colorbar(fig, chance, axes[:, split:], "probability (line: decided class)", location="bottom")
+    bar.set_ticks(every := chance.norm.boundaries[::2], labels=[f"{v:g}" for v in every])       # all of them do not fit
     return fig
 
 
@@ -232,7 +214,7 @@ def _row_label(ax, one: xr.Dataset, k: int):
     when = one["valid_time"].values[k].astype("datetime64[h]").astype(datetime)
     ax.text(-0.06, 0.5, f"{when:%Y-%m-%d %H} UTC, +{hours:g} h", rotation=90, va="center", ha="right", fontsize=9, transform=ax.transAxes)
 
-# %% ../nbs/14_rainmap.ipynb #46f9a4bc
+# %% ../nbs/14_rainmap.ipynb #459ec1e1
 def parser() -> argparse.ArgumentParser:
     "The options of the command `sslpdl`."
     top = argparse.ArgumentParser(prog="sslpdl", description="From weather forecasts to rain probabilities.")
@@ -249,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--seed", type=int, default=0, help="of every random number (default: 0)")
     return top
 
-
+# %% ../nbs/14_rainmap.ipynb #ba652189
 def _run_predict(args):
     ds = predict(args.nwp, args.checkpoint)
     print(f"{write_rainmap(ds, args.out)}: start times {ds.sizes['time']}, lead times {ds.sizes['lead_time']}, "
@@ -277,6 +259,71 @@ def main(argv=None) -> int:
         print(f"sslpdl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+# %% ../nbs/14_rainmap.ipynb #d455f391
+def _grib(path) -> tuple:
+    "The fields of a GRIB file by (name, level, hours covered), and the header of its last message."
+    import pyproj               # noqa: F401  before eccodes: each brings a PROJ of its own, and only this order works
+    try: import eccodes as ec
+    except Exception as error: raise DataError(mismatch(str(path), "the package eccodes, to read GRIB (pip install 'sslpdl_nb[grib]')", error)) from error
+    fields, head = {}, {}
+    names = ("dataDate", "dataTime", "endStep", "Nx", "Ny", "DxInMetres", "LoVInDegrees", "Latin1InDegrees", "Latin2InDegrees", "radius",
+             "latitudeOfFirstGridPointInDegrees", "longitudeOfFirstGridPointInDegrees", "jScansPositively")
+    try:
+        with open(path, "rb") as file:
+            while (message := ec.codes_grib_new_from_file(file)) is not None:
+                ec.codes_set(message, "missingValue", 1e20)
+                head = {n: ec.codes_get(message, n) for n in names}
+                hours = [int(h) for h in str(ec.codes_get(message, "stepRange")).split("-")]
+                values = ec.codes_get_values(message).reshape(head["Ny"], head["Nx"])
+                key = ec.codes_get(message, "shortName"), ec.codes_get(message, "level"), hours[-1] - hours[0]
+                fields[key] = np.where(values > 1e19, np.nan, values)[::1 if head["jScansPositively"] else -1]
+                ec.codes_release(message)
+    except (ec.CodesInternalError, OSError, ValueError) as error:
+        raise DataError(mismatch(str(path), "a complete GRIB file on a Lambert grid", f"{type(error).__name__}: {error}")) from error
+    if not fields:
+        raise DataError(mismatch(str(path), "GRIB messages", "none"))
+    start = np.datetime64(f"{str(head['dataDate'])[:4]}-{str(head['dataDate'])[4:6]}-{str(head['dataDate'])[6:]}T{head['dataTime'] // 100:02}", "h")
+    return fields, head | dict(start=start, valid=start + np.timedelta64(head["endStep"], "h"))
+
+
+def _grib_grid(head: dict) -> LambertGrid:
+    "The Lambert grid of a GRIB header."
+    one, two = head["Latin1InDegrees"], head["Latin2InDegrees"]
+    cone = dict(lon0=head["LoVInDegrees"], lat0=one, parallels=(one - 1e-3, one + 1e-3) if one == two else (one, two), radius=float(head["radius"]))
+    x, y = LambertGrid(1, 1, 1.0, 0.0, 0.0, **cone).project(head["longitudeOfFirstGridPointInDegrees"], head["latitudeOfFirstGridPointInDegrees"])
+    return LambertGrid(head["Nx"], head["Ny"], float(head["DxInMetres"]), float(x), float(y), **cone)
+
+# %% ../nbs/14_rainmap.ipynb #46f9a4bc
+def met_sample(
+    folder,             # with wrf/ and stage2/, GRIB files of one forecast start
+    path,               # NetCDF file to write, for data.open_wrf_stage2
+) -> Path:
+    "The GRIB files of the MET sample case as one NetCDF file."
+    forecasts, analyses = (sorted(p for p in (Path(folder) / n).glob("*") if p.is_file()) for n in ("wrf", "stage2"))
+    if not forecasts or not analyses:
+        raise DataError(mismatch(str(folder), "GRIB files in wrf/ and stage2/", f"{len(forecasts)} and {len(analyses)} files"))
+    read = sorted((_grib(p) for p in forecasts), key=lambda pair: pair[1]["valid"])
+    hourly = {head["valid"]: f["tp", 0, 1] for f, head in map(_grib, analyses) if ("tp", 0, 1) in f}
+    head, levels = read[0][1], sorted({k[1] for k in read[0][0] if k[0] == "t" and k[1] >= 50}, reverse=True)
+    grid, empty = _grib_grid(head), np.full((head["Ny"], head["Nx"]), np.nan)
+    try:
+        fields = {n: (("step", "level", "y", "x"), np.stack([[f[n, k, 0] for k in levels] for f, _ in read])) for n in ("t", "r", "u", "v")}
+        one = {"sp": ("sp", 0, 0), "t2m": ("2t", 2, 0), "u10": ("10u", 10, 0), "v10": ("10v", 10, 0), "tp3h": ("tp", 0, 3)}
+        fields |= {n: (("step", "y", "x"), np.stack([f[key] for f, _ in read])) for n, key in one.items()}
+    except KeyError as error:
+        raise DataError(mismatch(f"{Path(folder) / 'wrf'}", "t, r, u, v on the same levels; sp, 2t, 10u, 10v; tp of three hours", f"no {error}")) from error
+    back = np.arange(3) * np.timedelta64(1, "h")
+    fields["obs3h"] = ("step", "y", "x"), np.stack([sum(hourly.get(h["valid"] - b, empty) for b in back) for _, h in read])
+    lon, lat = grid.lonlat()
+    ds = xr.Dataset({n: (dims, v.astype(np.float32)) for n, (dims, v) in fields.items()} | {"crs": ((), 0, cf_attributes(grid))},
+                    dict(level=np.array(levels, float), step=[(h["valid"] - h["start"]).astype("timedelta64[ns]") for _, h in read],
+                         latitude=(("y", "x"), lat), longitude=(("y", "x"), lon)),
+                    dict(title=f"WRF forecast (init {str(head['start'])[:10]} {str(head['start'])[11:13]} UTC) and Stage II rain",
+                         source="MET sample data (github.com/dtcenter/MET, Apache-2.0)"))
+    with atomic_path(path) as tmp:
+        ds.to_netcdf(tmp, engine="netcdf4", encoding={n: dict(zlib=True) for n in fields} | {"step": dict(units="hours", dtype="float64")})
+    return Path(path)
 
 # %% ../nbs/14_rainmap.ipynb #578d485d
 def central_us(

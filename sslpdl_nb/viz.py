@@ -68,8 +68,8 @@ _RAIN_CMAP = ListedColormap(RAIN_COLORS[:-1]).with_extremes(over=RAIN_COLORS[-1]
 _RAIN_NORM = BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS) - 1)
 _CLASS_CMAP = ListedColormap(CLASS_COLORS).with_extremes(bad=_TRANSPARENT)
 _CLASS_NORM = BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3)
-_PROBABILITY_NORM = BoundaryNorm(np.linspace(0, 1, 11), 10)
-_PROBABILITY_CMAP = ListedColormap(mpl.colormaps["magma_r"](np.linspace(0.02, 0.92, 10))).with_extremes(bad=_TRANSPARENT)
+_PROBABILITY_NORM = BoundaryNorm([0, 0.01, 0.03, *np.linspace(0.1, 1, 10).round(1)], 12)       # finer where heavy rain lives
+_PROBABILITY_CMAP = ListedColormap(mpl.colormaps["magma_r"](np.linspace(0, 0.95, 12))).with_extremes(bad=_TRANSPARENT)
 
 # %% ../nbs/01_viz.ipynb #f59f6d6a
 def projection(
@@ -207,7 +207,7 @@ def draw_classes(ax, classes, grid: LambertGrid = None):
 
 
 def draw_probability(ax, p, grid: LambertGrid = None, label="probability"):
-    "A probability between 0 and 1 in ten steps."
+    "A probability between 0 and 1 in steps of 0.1, finer below 0.1."
     return draw_field(ax, p, grid, label=label, cmap=_PROBABILITY_CMAP, norm=_PROBABILITY_NORM)
 
 # %% ../nbs/01_viz.ipynb #fa94c875
@@ -231,6 +231,8 @@ def colorbar(
             text.set_fontweight("bold" if text.get_text() in {f"{e:g}" for e in CLASS_EDGES} else "normal")
     if mappable.norm is _CLASS_NORM:
         bar.set_ticks(range(3), labels=CLASS_NAMES)
+    if mappable.norm is _PROBABILITY_NORM:
+        bar.set_ticks(_PROBABILITY_NORM.boundaries, labels=[f"{v:g}" for v in _PROBABILITY_NORM.boundaries])
     return bar
 
 # %% ../nbs/01_viz.ipynb #09eb7d41
@@ -315,7 +317,7 @@ def draw_arrows(
     where = dict(transform=projection(grid)) if grid is not None and hasattr(ax, "projection") else dict(angles="xy")
     size = {} if scale is None else dict(scale=scale, scale_units="inches")
     pick = np.ix_(rows, cols)
-    arrows = ax.quiver(x, y, u[pick], v[pick], color=color, width=0.006, zorder=2.5, **where, **size)
+    arrows = ax.quiver(x, y, u[pick], v[pick], color=color, width=0.007, edgecolor="white", linewidth=0.4, zorder=2.5, **where, **size)
     if key is not None:
         ax.quiverkey(arrows, 0.8, -0.05, key, "", coordinates="axes")
         ax.text(0.65, -0.05, f"{key:g} {unit}", ha="right", va="center", transform=ax.transAxes)

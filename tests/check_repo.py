@@ -108,10 +108,7 @@ def check_forward(root: Path) -> list[str]:
 
 IMPORTER = """
 import importlib, sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {heavy}: raise ImportError(f"needs {{name}}")
-sys.meta_path.insert(0, Block())
+sys.modules |= dict.fromkeys({heavy})               # as if they were not installed
 for module in {modules}:
     try: importlib.import_module(module)
     except Exception as error: print(f"import {{module}}: {{type(error).__name__}}: {{error}}")
@@ -120,7 +117,7 @@ for module in {modules}:
 
 def check_light(root: Path, modules=LIGHT) -> list[str]:
     "Modules of model and training import where there is no cartopy, matplotlib, scipy ..."
-    code = IMPORTER.format(heavy=set(HEAVY), modules=[f"{NAME}.{m}" for m in modules])
+    code = IMPORTER.format(heavy=HEAVY, modules=[f"{NAME}.{m}" for m in modules])
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     return done.stdout.splitlines() + (done.stderr.splitlines()[-1:] if done.returncode else [])
 

@@ -232,6 +232,15 @@ def keep_outputs(source: Path, executed: Path):
                    cwd=ROOT, check=True)
 
 
+def front_page(out: Path, nbs: Path, seconds: dict):
+    "What index.ipynb shows: the final map and the seconds of each notebook."
+    (nbs / "images").mkdir(exist_ok=True)
+    if (out / "rainmap.png").exists():
+        with atomic(nbs / "images" / "rainmap.png") as tmp:
+            shutil.copy(out / "rainmap.png", tmp)
+    write_json(nbs / "images" / "seconds.json", {name: round(s) for name, s in seconds.items()})
+
+
 # ------------------------------------------------------------------ receipt
 
 def receipt(parameters: dict) -> dict:
@@ -275,6 +284,8 @@ def run(args) -> int:
         target = out / path.name
         notebook = with_solutions(notebooks[path]) if args.solutions else notebooks[path]
         finish(record, out, f"running {path.stem}")
+        if args.in_place and path.stem == "index" and len(paths) > 1:
+            front_page(out, nbs, record["seconds"])
         try:
             with Line(f"[{k:2}/{len(paths)}] {path.stem:{width}}   ") as line:
                 execute(notebook, path, target, {n: v for n, v in values.items() if n in names[path]}, nbs, args.timeout)

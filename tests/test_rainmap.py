@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
-from hypothesis import given, settings, strategies as st
-from hypothesis.extra.numpy import arrays
+from safetensors.torch import save_file
 
 from sslpdl_nb import rainmap
 from sslpdl_nb.core import (
@@ -15,6 +15,7 @@ from sslpdl_nb.core import (
     get_config, subgrid,
 )
 from sslpdl_nb.data import Standardizer, find_real, open_wrf_stage2
+from sslpdl_nb.finetune import KINDS, save_model
 from sslpdl_nb.grid import grid_from_cf
 
 SOURCE = subgrid(NWP_GRID, slice(60, 414, 18), slice(48, 252, 18))
@@ -44,7 +45,7 @@ def checkpoint(monkeypatch, tmp_path):
     mean = tuple(float(typical(n)) + 0.5 for n in VARIABLE_NAMES[:-1]) + (0.9,)
     meta = dict(config=get_config("small", image_size=TARGET.shape), variable_names=list(VARIABLE_NAMES), grid=TARGET, seed=7, kind="internimage",
                 standardizer=Standardizer(mean, (1.0,) * 16, "log1p"), versions=environment(), pretrained=True, thresholds=(0.4, 0.2),
-                source="simulated, seed 0")
+                source="simulated, seed 0", lead_times=[25.0, 27.0])
 
     def probabilities(model, dataset):
         rain = dataset.x[:, -1].numpy()
@@ -61,26 +62,6 @@ def write(ds, path):
     return path
 
 
-# ------------------------------------------------------------------ arithmetic
-
-@given(arrays(np.float64, (3, 2, 2), elements=st.floats(0.001, 1)))
-@settings(max_examples=30, deadline=None)
-def test_exceedance_and_class(weights):
-    p = weights / weights.sum(0)
-    over = rainmap.exceedance(p)
-    assert over.shape == (2, 2, 2) and (over[1] <= over[0] + 1e-12).all() and ((over >= 0) & (over <= 1)).all()
-    assert np.allclose(over[0], 1 - p[0]) and np.allclose(over[1], p[2])
-    c = rainmap.decided_class(over, (0.5, 0.5))
-    assert c.dtype == np.int8 and np.array_equal(c == 2, over[1] >= 0.5) and np.array_equal(c >= 1, over[0] >= 0.5)
-
-
-def test_heavy_rain_outranks_rain_and_unknown_stays_unknown():
-    over = np.array([0.3, 0.3]).reshape(2, 1, 1)
-    assert rainmap.decided_class(over, (0.5, 0.2)).item() == 2      # its own cut is reached, whatever the lower one says
-    assert rainmap.decided_class(over, (0.3, 0.31)).item() == 1     # >= at the cut
-    assert rainmap.decided_class(over * np.nan, (0.3, 0.3)).item() == -1
-
-
 # ------------------------------------------------------------------ predict
 
 def test_result_is_complete_and_deterministic(checkpoint):
@@ -91,6 +72,9 @@ def test_result_is_complete_and_deterministic(checkpoint):
     assert grid_from_cf(ds) == TARGET and np.allclose(ds["longitude"], TARGET.lonlat()[0])
     assert "SIMULATED" in ds.attrs["comment"] and ds.attrs["seed"] == 7 and json.loads(ds.attrs["config"])["name"] == "small"
     assert ds["valid_time"].values[1, 0] == np.datetime64("2000-06-03T01")
+    over = ds["exceedance"].values
+    assert np.allclose(over[:, :, 0], 1 - ds["probability"].values[:, :, 0], atol=1e-6) and (over[:, :, 1] <= over[:, :, 0]).all()
+    assert np.array_equal(ds["rain_class"] == 2, over[:, :, 1] >= 0.2) and ds["exceedance"].sel(threshold=0.1).shape == (2, 2, 8, 4)
     assert all("units" in ds[n].attrs or n == "rain_class" for n in ds.data_vars if n != "crs")
     assert rainmap.predict(forecast(2), checkpoint.path)["probability"].equals(ds["probability"])
 
@@ -186,6 +170,40 @@ def test_checkpoints_that_do_not_fit(checkpoint):
         rainmap.predict(forecast(), checkpoint.path)
 
 
+@pytest.fixture(scope="module", params=sorted(KINDS))
+def untrained(request, tmp_path_factory):
+    "A real checkpoint file of each kind of model, never trained."
+    config = get_config("small", image_size=(64, 32))
+    grid = subgrid(QPE_GRID, slice(30, 222, 3), slice(26, 122, 3))
+    train = xr.Dataset(coords=dict(lead_time=("sample", [25.0])), attrs=dict(source="simulated"))
+    mean = tuple(float(typical(n)) + 0.5 for n in VARIABLE_NAMES)
+    splits = SimpleNamespace(samples=dict(train=train), standardizer=Standardizer(mean, (1.0,) * 16), grid=grid)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / f"{request.param}.safetensors"
+    save_model(path, KINDS[request.param](config), config, splits, 3, thresholds=(0.3, 0.1), pretrained=False)
+    return path
+
+
+def test_a_real_checkpoint(untrained):
+    ds = rainmap.predict(forecast(), untrained)
+    assert ds["probability"].shape == (1, 2, 3, 64, 32) and np.allclose(ds["probability"].sum("class"), 1, atol=1e-5)
+    assert ds.attrs["seed"] == 3 and "not pre-trained" in ds.attrs["source"] and untrained.name in ds.attrs["source"]
+    assert rainmap.predict(forecast(), untrained)["probability"].equals(ds["probability"])
+
+
+def test_a_damaged_checkpoint(untrained, tmp_path):
+    content = untrained.read_bytes()
+    for name, bad in {"cut": content[:len(content) // 2], "short": content[:20], "empty": b"", "text": b"hello" * 100}.items():
+        (tmp_path / name).write_bytes(bad)
+        with pytest.raises(CheckpointError, match=name):
+            rainmap.predict(forecast(), tmp_path / name)
+    save_file({"w": torch.ones(2)}, tmp_path / "foreign")
+    with pytest.raises(CheckpointError, match="foreign"):
+        rainmap.predict(forecast(), tmp_path / "foreign")
+    with pytest.raises(CheckpointError, match="nothing_there"):
+        rainmap.predict(forecast(), tmp_path / "nothing_there")
+
+
 # ------------------------------------------------------------------ files and figures
 
 def test_round_trip_and_nothing_half_written(checkpoint, tmp_path, monkeypatch):
@@ -269,14 +287,54 @@ def test_command_hands_simulation_to_the_laboratory(monkeypatch, tmp_path):
 
 # ------------------------------------------------------------------ a real forecast
 
-@pytest.mark.skipif(find_real() is None, reason="no real files: set SSLPDL_DATA to the folder that holds wrf-stage2-2005")
-def test_real_forecast(checkpoint):
-    wrf, stage2 = open_wrf_stage2(find_real(), estimate=True)
+FOLDER, COMBINED = find_real("wrf-stage2-2005"), find_real()
+real = pytest.mark.skipif(FOLDER is None or not (FOLDER / "wrf").exists(),
+                          reason="no real files: set SSLPDL_DATA to the folder that holds wrf-stage2-2005")
+
+
+@pytest.fixture(scope="module")
+def met(tmp_path_factory):
+    return rainmap.met_sample(FOLDER, tmp_path_factory.mktemp("met") / "wrf_stage2.nc")
+
+
+@real
+def test_real_forecast(checkpoint, met):
+    wrf, stage2 = open_wrf_stage2(met)
     us = rainmap.central_us((64, 32))
     checkpoint.meta["config"] = get_config("small")
     ds = rainmap.predict(wrf, checkpoint.path, grid=us)
-    assert ds["probability"].notnull().all() and ds["probability"].shape == (1, wrf.sizes["lead_time"], 3, 64, 32)
+    assert ds["probability"].notnull().all() and ds["probability"].shape == (1, 5, 3, 64, 32)
     assert 0 < float(ds["forecast_rain"].max()) <= float(wrf["rain"].max())
     seen = rainmap.observed_on(stage2, us, ds["valid_time"].values)
     assert np.isfinite(seen).mean() > 0.5 and np.nanmax(seen) <= float(stage2["rain"].max())
-    assert "gh100" in ds.attrs["unusual_input"]
+    inner = wrf["gh100"].values[np.isfinite(wrf["gh100"].values)]
+    assert 15500 < inner.min() and inner.max() < 17500          # derived, not in the file
+
+
+@real
+@pytest.mark.skipif(COMBINED is None, reason="no combined NetCDF file")
+def test_grib_agrees_with_the_combined_file(met):
+    with xr.open_dataset(met, decode_timedelta=True) as ours, xr.open_dataset(COMBINED, decode_timedelta=True) as other:
+        other = other.sel(step=ours["step"])
+        assert np.allclose(ours["latitude"], other["latitude"], atol=0.01) and np.allclose(ours["longitude"], other["longitude"], atol=0.01)
+        for name in ("sp", "t2m", "tp3h", "obs3h", "u10"):
+            assert np.allclose(ours[name], other[name], atol=1 if name == "sp" else 0.02, equal_nan=True), name
+        assert np.allclose(ours["t"].sel(level=850), other["t"].sel(level=850), atol=0.02, equal_nan=True)
+
+
+@real
+def test_damaged_or_missing_grib(tmp_path):
+    source = sorted((FOLDER / "wrf").iterdir())[0]
+    for name in ("wrf", "stage2"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="0 and 0 files"):
+        rainmap.met_sample(tmp_path, tmp_path / "x.nc")
+    (tmp_path / "stage2" / "any").write_bytes(sorted((FOLDER / "stage2").iterdir())[0].read_bytes())
+    for content in (source.read_bytes()[:100_001], b"", b"not GRIB at all"):
+        (tmp_path / "wrf" / "cut").write_bytes(content)
+        with pytest.raises(DataError, match="cut"):
+            rainmap.met_sample(tmp_path, tmp_path / "x.nc")
+    (tmp_path / "wrf" / "cut").write_bytes((tmp_path / "stage2" / "any").read_bytes())      # whole, but without the fields
+    with pytest.raises(DataError, match="no "):
+        rainmap.met_sample(tmp_path, tmp_path / "x.nc")
+    assert not list(tmp_path.glob("*.nc"))

@@ -157,6 +157,14 @@ def test_in_place_keeps_outputs_and_nothing_else(nbs):
     assert path.read_bytes() == first
 
 
+def test_in_place_feeds_the_front_page(nbs):
+    notebook(nbs / "00_a.ipynb", "open(out_dir + '/rainmap.png', 'w').write('map');")
+    notebook(nbs / "index.ipynb", "import json; print(list(json.load(open('images/seconds.json'))))", parameters=None)
+    assert run(nbs, "--in-place") == 0
+    assert (nbs / "images" / "rainmap.png").read_text() == "map"
+    assert nbformat.read(nbs / "index.ipynb", 4).cells[0].outputs[0].text == "['00_a']\n"
+
+
 def test_fresh_empties_only_its_own_folder(nbs, capsys):
     notebook(nbs / "00_a.ipynb", "print(1)")
     out = nbs.parent / "out"

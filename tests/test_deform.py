@@ -1,0 +1,227 @@
+"""Deformable convolution against its float64 reference and torchvision."""
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import deform_conv2d
+
+from sslpdl_nb.core import DataError
+from sslpdl_nb.deform import KERNELS, DeformConv, _pair, deform_conv, deform_conv_reference, sample_points, taps
+
+
+def size_out(size, k, s, p, d): return (size + 2 * p - d * (k - 1) - 1) // s + 1
+
+
+def inputs(n=2, h=6, w=5, groups=2, per_group=3, spread=1.5, dtype=torch.float64, seed=0, grad=False, off_integers=True, **geometry):
+    "Value, offset, mask for a geometry; no sample within 0.02 of a whole pixel."
+    g = torch.Generator().manual_seed(seed)
+    k, s, p, d = (_pair(geometry.get(name, default)) for name, default in
+                  (("kernel_size", 3), ("stride", 1), ("padding", 1), ("dilation", 1)))
+    ho, wo = (size_out(*a) for a in zip((h, w), k, s, p, d))
+    offset = spread * torch.randn(n, ho, wo, groups * k[0] * k[1] * 2, generator=g, dtype=torch.float64)
+    if off_integers:
+        scale = geometry.get("offset_scale", 1.0)
+        moved = scale * offset
+        base = torch.stack(sample_points(torch.zeros_like(offset), groups=groups, **geometry), -1).flatten(3)
+        near = ((base + moved) - (base + moved).round()).abs() < 0.02
+        offset = torch.where(near, offset + 0.05 / scale, offset)
+    mask = torch.randn(n, ho, wo, groups, k[0] * k[1], generator=g, dtype=torch.float64).softmax(-1).flatten(3)
+    value = torch.randn(n, h, w, groups * per_group, generator=g, dtype=torch.float64)
+    return [t.to(dtype).requires_grad_(grad) for t in (value, offset, mask)]
+
+
+def gradients(f, tensors, seed=1, **kwargs):
+    out = f(*tensors, **kwargs)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), tensors)]
+
+
+geometries = st.fixed_dictionaries(dict(
+    kernel_size=st.sampled_from([1, 2, 3, 5, (3, 1), (1, 3)]), stride=st.sampled_from([1, 2, (1, 2)]), padding=st.sampled_from([0, 1, 2, (2, 1)]),
+    dilation=st.sampled_from([1, 2, (2, 1)]), offset_scale=st.sampled_from([0.5, 1.0, 2.0])))
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "reference"])
+@settings(max_examples=40, deadline=None)
+@given(geometries, st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5),
+       st.sampled_from([0.3, 2.0, 12.0]), st.integers(0, 10**6))
+def test_equals_reference(kernel, geometry, n, h, w, groups, per_group, spread, seed):
+    if min(size_out(*a) for a in zip((h, w), *(_pair(geometry[k]) for k in ("kernel_size", "stride", "padding", "dilation")))) < 1: return
+    tensors = inputs(n, h, w, groups, per_group, spread, seed=seed, grad=True, **geometry)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSLPDL_DEFORM", kernel)
+        ours = gradients(deform_conv, tensors, groups=groups, **geometry)
+    for a, b in zip(ours, gradients(deform_conv_reference, tensors, groups=groups, **geometry)):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_float32_close_to_float64(kernel, monkeypatch):
+    monkeypatch.setenv("SSLPDL_DEFORM", kernel)
+    exact = gradients(deform_conv_reference, inputs(2, 16, 9, 4, 16, grad=True), groups=4)
+    ours = gradients(deform_conv, inputs(2, 16, 9, 4, 16, grad=True, dtype=torch.float32), groups=4)
+    for a, b in zip(ours, exact):
+        torch.testing.assert_close(a.double(), b, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_gradcheck(kernel, monkeypatch):
+    monkeypatch.setenv("SSLPDL_DEFORM", kernel)
+    geometry = dict(groups=2, kernel_size=3, stride=2, padding=1, offset_scale=1.5)
+    tensors = inputs(1, 5, 4, 2, 2, grad=True, **{k: v for k, v in geometry.items() if k != "groups"})
+    assert torch.autograd.gradcheck(lambda *a: deform_conv(*a, **geometry), tensors)
+
+
+def test_zero_offsets_are_a_mean():
+    v = torch.randn(2, 7, 5, 6)
+    out = deform_conv(v, torch.zeros(2, 7, 5, 36), torch.full((2, 7, 5, 18), 1 / 9), groups=2)
+    mean = torch.nn.functional.avg_pool2d(v.permute(0, 3, 1, 2), 3, 1, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(out, mean)
+
+
+@pytest.mark.parametrize("k", range(9))
+def test_one_tap_shifts(k):
+    v = torch.randn(1, 6, 6, 1)
+    mask = torch.nn.functional.one_hot(torch.tensor(k), 9).float().expand(1, 6, 6, 9)
+    out = deform_conv(v, torch.zeros(1, 6, 6, 18), mask, groups=1)
+    dx, dy = (int(t[k]) for t in taps())
+    assert (dx, dy) == (k // 3 - 1, k % 3 - 1)
+    torch.testing.assert_close(out[:, 1:-1, 1:-1], v.roll((-dy, -dx), (1, 2))[:, 1:-1, 1:-1])
+
+
+def test_whole_pixel_offsets_move_the_field():
+    v = torch.randn(1, 8, 8, 2)
+    offset = torch.tensor([2.0, -1.0]).repeat(9).expand(1, 8, 8, 18)          # two columns right, one row down
+    mask = torch.full((1, 8, 8, 9), 1 / 9)
+    moved, still = (deform_conv(v, o, mask, groups=1) for o in (offset, torch.zeros(1, 8, 8, 18)))
+    torch.testing.assert_close(moved[:, 2:-2, 1:-3], still[:, 1:-3, 3:-1])
+
+
+@pytest.mark.parametrize("geometry", [dict(), dict(kernel_size=5, stride=2, padding=3, dilation=2), dict(kernel_size=3, stride=(1, 2), padding=(0, 1))])
+def test_equals_torchvision(geometry):
+    value, offset, mask = inputs(2, 11, 9, 3, 4, **geometry)
+    k = geometry.get("kernel_size", 3)
+    n, ho, wo, _ = offset.shape
+    o = offset.view(n, ho, wo, 3, k, k, 2).permute(0, 3, 5, 4, 6, 1, 2).flip(4).reshape(n, -1, ho, wo)
+    m = mask.view(n, ho, wo, 3, k, k).permute(0, 3, 5, 4, 1, 2).reshape(n, -1, ho, wo)
+    rest = {"padding": 1, **{a: b for a, b in geometry.items() if a != "kernel_size"}}
+    theirs = deform_conv2d(value.permute(0, 3, 1, 2), o, torch.ones(12, 1, k, k, dtype=torch.float64), mask=m, **rest).permute(0, 2, 3, 1)
+    for f in (deform_conv, deform_conv_reference):
+        torch.testing.assert_close(f(value, offset, mask, groups=3, **geometry), theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_far_outside_is_zero(kernel, monkeypatch):
+    monkeypatch.setenv("SSLPDL_DEFORM", kernel)
+    value, offset, mask = inputs()
+    for far in (1e3, -1e3, 1e8, -1e8):
+        o = torch.full_like(offset, far).requires_grad_()
+        out = deform_conv(value, o, mask, groups=2)
+        out.sum().backward()
+        assert not out.any() and not o.grad.any()
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_not_finite_offset_stays_where_it_is(kernel, bad, monkeypatch):
+    monkeypatch.setenv("SSLPDL_DEFORM", kernel)
+    value, offset, mask = inputs()
+    offset[1, 2, 3, 1] = bad
+    wrong = deform_conv(value, offset, mask, groups=2).isnan()
+    assert wrong[1, 2, 3, :3].all() and wrong.sum() == 3
+
+
+def test_empty_batch():
+    value, offset, mask = (t[:0].requires_grad_() for t in inputs())
+    out = deform_conv(value, offset, mask, groups=2)
+    assert out.shape == (0, 6, 5, 6)
+    out.sum().backward()
+    assert value.grad.shape == value.shape
+
+
+def test_one_pixel():
+    out = deform_conv(torch.full((1, 1, 1, 2), 9.0), torch.zeros(1, 1, 1, 18), torch.full((1, 1, 1, 9), 1 / 9), groups=1)
+    torch.testing.assert_close(out, torch.ones(1, 1, 1, 2))
+
+
+def test_not_contiguous():
+    value, offset, mask = inputs(2, 6, 6, 2, 3)
+    expected = deform_conv(value, offset, mask, groups=2)
+    firsts = value.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)                # memory with channels first
+    strided = torch.stack([offset, offset], -1)[..., 1]
+    turned = mask.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(deform_conv(firsts, strided, turned, groups=2), expected)
+
+
+def test_samples_do_not_depend_on_each_other():
+    value, offset, mask = inputs(3)
+    torch.testing.assert_close(deform_conv(value, offset, mask, groups=2)[1:2], deform_conv(value[1:2], offset[1:2], mask[1:2], groups=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_and_autocast(dtype):
+    value, offset, mask = (t.to(dtype) for t in inputs())
+    out = deform_conv(value, offset, mask, groups=2)
+    exact = deform_conv(value.float(), offset.float(), mask.float(), groups=2)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), exact, atol=2e-2, rtol=2e-2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer = DeformConv(8, 2)
+        assert layer(torch.randn(1, 4, 4, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda v, o, m: (v[0], o, m), "shape of value"), (lambda v, o, m: (v.long(), o, m), "dtype of value"),
+    (lambda v, o, m: (v, o[..., :-1], m), "shape of offset"), (lambda v, o, m: (v, o[:, :-1], m), "shape of offset"),
+    (lambda v, o, m: (v, m, o), "shape of offset"), (lambda v, o, m: (v, o, m[:1]), "shape of mask"),
+    (lambda v, o, m: (v, o.float(), m), "dtype of offset"), (lambda v, o, m: (v, o, m.float()), "dtype of mask"),
+    (lambda v, o, m: (v, o.to("meta"), m), "device of offset"), (lambda v, o, m: (v[..., :5], o, m), "groups"),
+    (lambda v, o, m: (v[..., :0], o, m), "shape of value")])
+def test_wrong_input_is_named(change, words):
+    with pytest.raises(DataError, match=words): deform_conv(*change(*inputs()), groups=2)
+
+
+def test_wrong_geometry_is_named():
+    value, offset, mask = inputs()
+    with pytest.raises(DataError, match="stride"): deform_conv(value, offset, mask, groups=2, stride=0)
+    with pytest.raises(DataError, match="size of the output"): deform_conv(value, offset, mask, groups=2, kernel_size=9, padding=0)
+    with pytest.raises(DataError, match="groups"): deform_conv(value, offset, mask, groups=0)
+
+
+def test_too_many_elements_are_refused():
+    v = torch.empty(1, 1, 1, 1, device="meta").expand(40, 3000, 3000, 1)
+    o, m = (torch.empty(1, 1, 1, 1, device="meta").expand(40, 3000, 3000, k) for k in (18, 9))
+    with pytest.raises(DataError, match="2\\^31"): deform_conv(v, o, m, groups=1)
+
+
+def test_unknown_kernel(monkeypatch):
+    monkeypatch.setenv("SSLPDL_DEFORM", "magic")
+    with pytest.raises(DataError, match="SSLPDL_DEFORM"): deform_conv(*inputs(), groups=2)
+
+
+def test_inference_mode_leaves_no_trace():
+    tensors = inputs(1, 13, 3, grad=True)                                               # a shape no other test uses
+    with torch.inference_mode(): first = deform_conv(*tensors, groups=2)
+    second = deform_conv(*tensors, groups=2)
+    second.sum().backward()
+    torch.testing.assert_close(first.clone(), second)
+
+
+def test_layer_learns_to_look_elsewhere():
+    torch.manual_seed(0)
+    layer, x = DeformConv(16, 1), torch.randn(8, 10, 10, 16)
+    target = x.roll((1, 2), (1, 2))                                                      # what lies one row and two columns away
+    optimiser, losses = torch.optim.Adam(layer.parameters(), lr=2e-2), []
+    for _ in range(60):
+        loss = (layer(x) - target)[:, 3:-3, 3:-3].square().mean()
+        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    offset, mask = layer.look(x)
+    assert mask.view(8, 10, 10, 9).sum(-1).allclose(torch.ones(8, 10, 10)) and offset.abs().max() > 0.5
+
+
+def test_groups_must_divide_channels():
+    with pytest.raises(DataError, match="groups"): DeformConv(10, 4)
