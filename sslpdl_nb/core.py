@@ -178,6 +178,7 @@ class Config:
     # masking
     token_variables: int = 4                # t: neighbouring variables in one token
     patch_size: int = 4                     # p: pixels along each side of a token
+    token_norm: bool = False                # LayerNorm on every token, as SSLPDL; it forgets the level of a token
     pretrain_mask_ratio: float = 0.75       # share of tokens hidden in pre-training
     finetune_mask_ratio: float = 0.25       # share hidden while fine-tuning; none in inference
     # encoder and decoder
@@ -187,7 +188,7 @@ class Config:
     ppm_dim: int = 32                       # channels of each pooled map in UPerNet
     fpn_dim: int = 32                       # channels of the feature pyramid
     # pre-training (AdamW, cosine with warm-up)
-    pretrain_steps: int = 600               # optimiser steps
+    pretrain_steps: int = 360               # optimiser steps
     pretrain_batch: int = 16                # samples per step
     pretrain_lr: float = 3e-3               # peak learning rate
     pretrain_betas: tuple = (0.9, 0.95)     # AdamW
@@ -195,10 +196,10 @@ class Config:
     warmup: float = 0.12                    # share of the steps spent warming up
     clip_norm: float = 1.0                  # largest gradient norm
     # fine-tuning
-    finetune_steps: int = 300
+    finetune_steps: int = 96
     finetune_batch: int = 16
     encoder_lr: float = 1e-3                # peak learning rate of the moved encoder
-    decoder_lr: float = 2e-3                # peak learning rate of the fresh decoder
+    decoder_lr: float = 1e-3                # peak learning rate of the fresh decoder
     finetune_betas: tuple = (0.9, 0.999)
     finetune_weight_decay: float = 0.01
     freeze_encoder: bool = False            # True as An et al. describe it
@@ -210,7 +211,7 @@ class Config:
 small = Config()
 course = Config(name="course", image_size=(112, 64), patch_size=8, encoder="internimage_nano", ppm_dim=64, fpn_dim=64,
                 pretrain_steps=4000, finetune_steps=2000)
-paper = Config(name="paper", image_size=(224, 128), patch_size=16, pretrain_mask_ratio=0.9, encoder="internimage_tiny",
+paper = Config(name="paper", image_size=(224, 128), patch_size=16, token_norm=True, pretrain_mask_ratio=0.9, encoder="internimage_tiny",
                ppm_dim=512, fpn_dim=256, pretrain_steps=150_000, pretrain_batch=64, pretrain_lr=1.6e-3,
                clip_norm=0.02, finetune_steps=35_000, finetune_batch=32, encoder_lr=5e-5, decoder_lr=1e-4,
                finetune_weight_decay=0.0)

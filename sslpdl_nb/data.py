@@ -339,6 +339,7 @@ class Splits:
     samples: dict                   # train, valid, test -> xr.Dataset in our units
     standardizer: Standardizer
     grid: LambertGrid               # of the images
+    pretrain: RainDataset = None    # all training days, dry samples too: pre-training needs no rain
 
 
 def crop(
@@ -366,10 +367,12 @@ def load_splits(
     holes = {n: int(np.isnan(s["forecast"].values).sum()) for n, s in samples.items()}
     if missing == "refuse" and any(holes.values()):
         raise DataError(mismatch(f"{nwp}: forecasts on the rain grid", "no missing values", f"{holes} of them"))
+    everything = samples["train"]
     samples["train"] = rainy(samples["train"], min_fraction)
     standardizer = Standardizer.fit(samples["train"], config.rain_transform)
     sets = {name: RainDataset(s, standardizer) for name, s in samples.items()}
-    return Splits(**sets, samples=samples, standardizer=standardizer, grid=grid_from_cf(samples["train"]))
+    return Splits(**sets, samples=samples, standardizer=standardizer, grid=grid_from_cf(samples["train"]),
+                  pretrain=RainDataset(everything, standardizer))
 
 # %% ../nbs/04_data.ipynb #41ad183e
 def find_real(

@@ -229,7 +229,7 @@ def finetune(
     groups = [group for part, lr in parts for group in parameter_groups(part, lr, decay)]
     history = fit(model, Finetune(config), *loaders(splits.train, splits.valid, config.finetune_batch, seed), steps=config.finetune_steps,
                   groups=groups, betas=config.finetune_betas, warmup=config.warmup, clip_norm=config.clip_norm, seed=seed,
-                  state=state, every=max(config.finetune_steps // 8, 1), progress=progress)
+                  state=state, every=-(-config.finetune_steps // 12), keep="valid_loss", progress=progress)
     thresholds = tune_thresholds(predict_probabilities(model, splits.valid), splits.valid.rain.numpy(), config.edges)
     save_model(path, model, config, splits, seed, thresholds=thresholds, pretrained=init is not None, history=history)
     return load_model(path)

@@ -306,7 +306,7 @@ def random_field(
     longest: float,             # wavelength, m
     generator: torch.Generator,
     members: int = 1,
-    slope: float = 2.0,         # of the isotropic power spectrum, k**-slope
+    slope: float = 5.0,         # of the isotropic power spectrum, k**-slope
 ) -> torch.Tensor:              # (members, h, w), mean 0, variance 1
     "Gaussian noise with a power-law spectrum between two wavelengths."
     k = np.hypot(np.fft.fftfreq(shape[0], spacing)[:, None], np.fft.rfftfreq(shape[1], spacing)[None])
@@ -339,8 +339,8 @@ class Rain:
     smoothing: float = 0.0  # of the terrain, m
 
 
-NATURE_RAIN = Rain(scale=0.85, sigma=1.5, cut=0.15)
-FORECAST_RAIN = Rain(scale=2.0, sigma=1.4, cut=0.12, drizzle=0.10, shift=(40e3, -20e3), smoothing=SMOOTHING)
+NATURE_RAIN = Rain(scale=1.3, sigma=1.2, cut=0.15)
+FORECAST_RAIN = Rain(scale=2.6, sigma=1.1, cut=0.15, drizzle=0.12, shift=(40e3, -20e3), smoothing=SMOOTHING)
 
 
 def lumpy(
@@ -354,7 +354,7 @@ def lumpy(
     "Scale, slopes, cells, drizzle."
     P = P.clamp(min=0)
     shape = tuple(4 * math.ceil(1.5 * s / 4) for s in x.shape)
-    g = random_field(shape, spacing, 2 * spacing, 150e3, generator, len(P))[:, :x.shape[0], :x.shape[1]]
+    g = random_field(shape, spacing, 3 * spacing, 150e3, generator, len(P))[:, :x.shape[0], :x.shape[1]]
     cells = torch.exp(how.sigma * g - how.sigma**2 / 2)
     wet = how.drizzle * torch.sigmoid((P - 0.02) / 0.01)
     return (how.scale * P * upslope(u, v, x, y, how.smoothing) * cells + wet - how.cut).clamp(min=0)

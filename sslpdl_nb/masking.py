@@ -110,14 +110,14 @@ def masked_loss(
 
 # %% ../nbs/08_masking.ipynb #316319e6
 class MaskedEmbed(nn.Module):
-    "Tokens, mask token, positions and LayerNorm: an image of 16 channels with the hidden cubes filled in."
+    "Tokens, mask token, positions: an image of 16 channels with the hidden cubes filled in."
     def __init__(self, config: Config):
         super().__init__()
         self.t, self.p, self.shape = config.token_variables, config.patch_size, (len(VARIABLES), *config.image_size)
         v, h, w = self.shape
         _check_cubes(v, h, w, self.t, self.p)
         self.groups, self.space, d = v // self.t, (h // self.p) * (w // self.p), self.t * self.p ** 2
-        self.project, self.norm = nn.Linear(d, d), nn.LayerNorm(d)
+        self.project, self.norm = nn.Linear(d, d), nn.LayerNorm(d) if config.token_norm else nn.Identity()
         self.mask_token = nn.Parameter(torch.zeros(d))
         self.position_space = nn.Parameter(torch.zeros(self.space, d))
         self.position_group = nn.Parameter(torch.zeros(self.groups, d))

@@ -81,7 +81,7 @@ def _forecast(nwp) -> tuple:
     parts = [open_nwp(p) for p in paths]
     return parts[0] if len(parts) == 1 else _together(parts, names), names
 
-
+# %% ../nbs/14_rainmap.ipynb #53604042
 def _check_checkpoint(meta: dict, grid: LambertGrid, name: str):
     "The checkpoint must know our variables in our order, and a map of this size."
     if tuple(meta["variable_names"]) != VARIABLE_NAMES:
@@ -121,7 +121,7 @@ def predict(
     p = predict_probabilities(model, RainDataset(samples, meta["standardizer"]))
     return _as_cf(p, samples, ds, grid, meta).assign_attrs(_attributes(meta, name, source, samples))
 
-# %% ../nbs/14_rainmap.ipynb #53604042
+# %% ../nbs/14_rainmap.ipynb #d455f391
 def _coordinates(ds: xr.Dataset, grid: LambertGrid, edges) -> dict:
     "The coordinates of a result, with CF attributes."
     lon, lat = grid.lonlat()
@@ -260,7 +260,7 @@ def main(argv=None) -> int:
         return 2
     return 0
 
-# %% ../nbs/14_rainmap.ipynb #d455f391
+# %% ../nbs/14_rainmap.ipynb #5bee0624
 def _grib(path) -> tuple:
     "The fields of a GRIB file by (name, level, hours covered), and the header of its last message."
     import pyproj               # noqa: F401  before eccodes: each brings a PROJ of its own, and only this order works

@@ -5,6 +5,7 @@
 # %% ../nbs/09_train.ipynb #b4d64e70
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import asdict
@@ -102,13 +103,15 @@ def fit(
     seed: int = 0,                  # of drop path, masks
     state=None,                     # path of the resume file; None = cannot be resumed
     every: int = 50,                # steps between scores, and between resume files
+    keep: str = None,               # a score: end with the weights of its smallest value; None = with the last
     progress: bool = True,          # show how it goes
 ) -> list[dict]:                    # one entry per score: step, loss and the task's scores
     "Train a model on a task."
     where = next(model.parameters()).device
     optimizer = AdamW(groups or parameter_groups(model, lr, weight_decay), lr=lr, betas=betas, weight_decay=weight_decay)
     schedule = LambdaLR(optimizer, lambda s: warmup_cosine(s, steps, warmup))
-    names = dict(model=model, optimizer=optimizer, schedule=schedule)
+    best = copy.deepcopy(model)
+    names = dict(model=model, optimizer=optimizer, schedule=schedule, best=best)
     set_seed(seed)
     run = dict(steps=steps, seed=seed, groups=[[g["initial_lr"], g["weight_decay"], len(g["params"])] for g in optimizer.param_groups])
     start, history = load_state(state, names, run) if state and Path(state).exists() else (0, [])
@@ -128,8 +131,10 @@ def fit(
         if (step + 1) % every == 0 or step + 1 == steps:
             entry = dict(step=step + 1, loss=float(torch.stack(losses).mean()), **evaluate(model, task, valid_loader))
             history.append(entry); losses = []
+            if keep is None or entry[keep] <= min(e[keep] for e in history): best.load_state_dict(model.state_dict())
             if progress: bar.write("  ".join(f"{k} {v:.3f}" if k != "step" else f"step {v:4}/{steps}" for k, v in entry.items()))
             if state: save_state(state, names, run, step + 1, history)
+    model.load_state_dict(best.state_dict())
     model.eval()
     return history
 
@@ -244,8 +249,9 @@ def pretrain(
     "Masked pre-training from scratch to a checkpoint."
     set_seed(seed)
     model, task = MaskedAutoencoder(config).to(device()), Pretrain(config, seed)
-    history = fit(model, task, *loaders(splits.train, splits.valid, config.pretrain_batch, seed), steps=config.pretrain_steps,
+    samples = getattr(splits, "pretrain", None) or splits.train         # dry days teach meteorology, too
+    history = fit(model, task, *loaders(samples, splits.valid, config.pretrain_batch, seed), steps=config.pretrain_steps,
                   lr=config.pretrain_lr, betas=config.pretrain_betas, weight_decay=config.pretrain_weight_decay, warmup=config.warmup,
-                  clip_norm=config.clip_norm, seed=seed, state=state, every=max(config.pretrain_steps // 10, 1), progress=progress)
+                  clip_norm=config.clip_norm, seed=seed, state=state, every=-(-config.pretrain_steps // 10), progress=progress)
     save_checkpoint(path, model, describe(config, splits, seed, "pretrained") | dict(history=history))
     return model, history

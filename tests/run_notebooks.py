@@ -153,6 +153,7 @@ def prepare_environment(nbs: Path):
     os.environ.pop("JUPYTER_PATH", None)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")   # idle threads sleep: many times faster on shared cores
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     data = os.environ.get("SSLPDL_DATA")
     if data:                                          # relative to the caller -> valid in the kernel too

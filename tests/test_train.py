@@ -65,6 +65,20 @@ def test_same_seed_same_result_other_seed_other_result():
     assert equal(train()[0], train()[0]) and not equal(train()[0], train(seed=5)[0])
 
 
+def test_kept_weights_are_those_of_the_smallest_score(tmp_path):
+    class Growing(Square):          # the score only gets worse, so the first weights scored are the best
+        seen = 0
+        def scores(self, model, loader): self.seen += 1; return {"error": float(self.seen)}
+    kept, _ = train(Growing(), keep="error")
+    class Stop(Growing):
+        def scores(self, model, loader):
+            if self.seen == 1: raise KeyboardInterrupt
+            return super().scores(model, loader)
+    with pytest.raises(KeyboardInterrupt): train(Stop(), tmp_path / "state.pt", keep="error")
+    first = torch.load(tmp_path / "state.pt", weights_only=True)["parts"]["model"]
+    assert all(torch.equal(a, b) for a, b in zip(first.values(), kept.state_dict().values()))
+
+
 def test_a_loss_that_is_not_a_number_stops():
     class Broken(Square):
         def loss(self, model, batch): return super().loss(model, batch) * torch.nan
