@@ -358,7 +358,7 @@ def load_splits(
     data_dir,                           # folder with nwp.nc and qpe.nc
     config: Config,                     # image_size and rain_transform are used
     *,
-    min_fraction: float = 0.01,         # of wet pixels, for training samples
+    min_fraction: float = 0.0,          # of wet pixels, for training samples; 0 keeps dry ones too
     missing: str = "fill",              # missing input: fill | refuse
 ) -> Splits:
     "From a data folder to standardised train, valid and test datasets."

@@ -120,11 +120,11 @@ def decide(
     probabilities: np.ndarray,      # (n, K, h, w)
     thresholds: tuple,              # one per edge, of `tune_thresholds`
 ) -> np.ndarray:                    # (n, h, w) class numbers
-    "The highest class whose exceedance probability reaches its threshold."
+    "The highest class such that it and all classes below reach their thresholds."
     if len(thresholds) != probabilities.shape[1] - 1:
         raise DataError(mismatch("decide: thresholds", probabilities.shape[1] - 1, len(thresholds)))
     reached = exceedance(probabilities) >= np.asarray(thresholds).reshape(-1, 1, 1)
-    return (reached * np.arange(1, len(thresholds) + 1).reshape(-1, 1, 1)).max(1)
+    return np.logical_and.accumulate(reached, axis=1).sum(1)
 
 # %% ../nbs/11_finetune.ipynb #ac9f80fc
 def double_conv(c_in: int, c_out: int) -> nn.Module:

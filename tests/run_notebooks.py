@@ -287,21 +287,23 @@ def run(args) -> int:
         finish(record, out, f"running {path.stem}")
         if args.in_place and path.stem == "index" and len(paths) > 1:
             front_page(out, nbs, record["seconds"])
+        failure = None
         try:
             with Line(f"[{k:2}/{len(paths)}] {path.stem:{width}}   ") as line:
                 execute(notebook, path, target, {n: v for n, v in values.items() if n in names[path]}, nbs, args.timeout)
                 if args.in_place:
                     keep_outputs(path, target)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception) as error:
+            failure = error
+        record["seconds"][path.stem] = round(line.seconds, 1)
+        if isinstance(failure, KeyboardInterrupt):
             finish(record, out, f"interrupted in {path.stem}")
             print(f"\ninterrupted; executed copy: {shown(target)}", file=sys.stderr)
             return 130
-        except Exception as error:
+        if failure is not None:
             finish(record, out, f"failed in {path.stem}")
-            print(explain(error, target), file=sys.stderr)
+            print(explain(failure, target), file=sys.stderr)
             return 1
-        finally:
-            record["seconds"][path.stem] = round(line.seconds, 1)
         if args.html:
             write_html(target, nbs)
     finish(record, out, "complete")

@@ -305,8 +305,8 @@ def test_load_splits_on_the_sample():
     assert a.grid.shape == config.image_size and min(len(a.train), len(a.valid), len(a.test)) > 0
     assert all(torch.isfinite(d.x).all() for d in (a.train, a.valid, a.test))
     assert Standardizer.fit(a.samples["train"]) == a.standardizer
-    b = load_splits(ROOT / "data_samples/tiny", config, min_fraction=0.0)
-    assert len(b.train) >= len(a.train) and len(b.test) == len(a.test)
+    b = load_splits(ROOT / "data_samples/tiny", config, min_fraction=0.3)
+    assert len(b.train) < len(a.train) and len(b.test) == len(a.test)
 
 
 def test_image_size(tmp_path):

@@ -97,7 +97,8 @@ def test_first_failure_stops_and_names_the_cell(nbs, capsys):
     assert "00_a, cell In [3]: value = 1 / 0  # here" in err and "ZeroDivisionError: division by zero" in err
     assert len(err.splitlines()) < 30
     assert (nbs.parent / "out" / "00_a.ipynb").exists()
-    assert json.loads((nbs.parent / "out" / "scores.json").read_text())["status"] == "failed in 00_a"
+    scores = json.loads((nbs.parent / "out" / "scores.json").read_text())
+    assert scores["status"] == "failed in 00_a" and list(scores["seconds"]) == ["00_a"]
 
 
 def test_a_wrong_solution_fails(nbs, capsys):
