@@ -38,8 +38,8 @@ setup(
     install_requires=words("requirements"),
     extras_require={
         "gpu": words("gpu_requirements"),
-        "grib": words("grib_requirements"),
-        "dev": words("dev_requirements") + words("grib_requirements"),
+        "data": words("data_requirements"),
+        "dev": words("dev_requirements") + words("data_requirements"),
     },
     entry_points={
         "console_scripts": words("console_scripts"),
