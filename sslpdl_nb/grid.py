@@ -16,8 +16,8 @@ from sslpdl_nb.core import EARTH_RADIUS, GridError, LambertGrid, atomic_path, cf
 
 # %% auto #0
 __all__ = ['METHODS', 'grid_from_cf', 'unit_vectors', 'cube_face', 'Buckets', 'candidates', 'nearest', 'inverse_bilinear',
-           'triangle_weights', 'quad_weights', 'touching_plane', 'surrounding', 'bilinear_weights', 'cell_polygons',
-           'conservative_weights', 'Regridder', 'apply_weights', 'cell_areas', 'regrid']
+           'triangle_weights', 'quad_weights', 'touching_plane', 'surrounding', 'bilinear_weights', 'between',
+           'map_weights', 'cell_polygons', 'conservative_weights', 'Regridder', 'apply_weights', 'cell_areas', 'regrid']
 
 # %% ../nbs/03_grid.ipynb #0cd0294c
 def _spacing(axis, name: str) -> tuple[float, float]:
@@ -285,6 +285,29 @@ def bilinear_weights(
     corner[same], weight[same] = index[same, None], [1, 0, 0, 0]
     return corner, weight
 
+# %% ../nbs/03_grid.ipynb #a8db5a52
+def between(
+    axis: np.ndarray,       # (n,) values of an axis, increasing or decreasing
+    values: np.ndarray,     # (m,) where to look
+) -> tuple:                 # number of the value before, share of the way to the next, whether inside; each (m,)
+    "Between which two values of an axis."
+    sign = 1 if axis[-1] > axis[0] else -1
+    k = np.clip(np.searchsorted(sign * axis, sign * values, "right") - 1, 0, axis.size - 2)
+    s = (values - axis[k]) / (axis[k + 1] - axis[k])
+    return k, np.clip(s, 0, 1), np.abs(s - 0.5) <= 0.5 + 1e-9
+
+
+def map_weights(
+    grid,                   # with axes x, y, a shape and project(lon, lat)
+    lon,                    # (m,) targets, degrees
+    lat,
+) -> tuple:                 # source points (m, 4), -1 where outside, and weights (m, 4)
+    "The four neighbours of every target on a map, and their weights."
+    x, y = grid.project(lon, lat)
+    (i, s, a), (j, t, b) = between(np.asarray(grid.x), x), between(np.asarray(grid.y), y)
+    corner = j[:, None] * grid.shape[1] + i[:, None] + np.array([0, 1, grid.shape[1] + 1, grid.shape[1]])
+    return np.where((a & b)[:, None], corner, -1), np.stack([(1-s) * (1-t), s * (1-t), s * t, (1-s) * t], -1)
+
 # %% ../nbs/03_grid.ipynb #432695ab
 def cell_polygons(
     points: np.ndarray,         # (h, w, 3) unit vectors of cell centres
@@ -323,7 +346,7 @@ def conservative_weights(
 # %% ../nbs/03_grid.ipynb #c9931c3c
 METHODS = ("bilinear", "nearest", "conservative")
 
-# %% ../nbs/03_grid.ipynb #dd3105d5
+# %% ../nbs/03_grid.ipynb #3303da77
 def _matrix(rows, columns, values, shape):
     "A sparse matrix of the positive weights."
     from scipy.sparse import csr_array
@@ -337,30 +360,50 @@ def _half_diagonal(points: np.ndarray, shape: tuple) -> float:
     return max(np.linalg.norm(d, axis=-1).max(initial=0) for d in (p[1:, 1:] - p[:-1, :-1], p[1:, :-1] - p[:-1, 1:])) / 2
 
 
+def _part(p: np.ndarray, targets: np.ndarray) -> tuple:
+    "The rows and columns of a source that lie near the targets, their numbers, and half a cell's diagonal."
+    if p.ndim == 2: return p, np.arange(len(p)), 0.0
+    number, reach, middle = np.arange(p[..., 0].size).reshape(p.shape[:-1]), _half_diagonal(p, p.shape[:-1]), targets.mean(0)
+    if (length := np.linalg.norm(middle)) > 0.5 and reach < 0.05:
+        middle = middle / length
+        angle = np.arccos(np.clip((targets @ middle).min(), -1, 1)) + 8 * reach
+        near = p @ middle >= np.cos(min(angle, np.pi))
+        window = tuple(slice(max(k.min() - 2, 0), k.max() + 3) if k.size >= 2 else slice(None) for k in (np.flatnonzero(near.any(a)) for a in (1, 0)))
+        p, number = p[window], number[window]
+    return p, number.reshape(-1), reach
+
+
+def _on_map(projection, shape) -> bool:
+    "Whether a source is a map with axes that do not close around the Earth."
+    if projection is None or getattr(projection, "shape", None) != shape: return False
+    return not (getattr(projection, "in_degrees", False) and abs(projection.x[-1] - projection.x[0]) > 359 - 2 * abs(projection.x[1] - projection.x[0]))
+
+
 def _weights(source, target, method, projection):
     "The matrix of one method; `source` and `target` are pairs (lon, lat) of arrays."
     if method not in METHODS:
         raise GridError(mismatch("method", f"one of {METHODS}", repr(method)))
     if method == "conservative" and min(source[0].ndim, target[0].ndim) < 2:
         raise GridError(mismatch("conservative regridding", "grids with rows and columns", "scattered points"))
+    size, flat_target = (target[0].size, source[0].size), tuple(np.ravel(c) for c in target)
+    if method == "bilinear" and _on_map(projection, source[0].shape):
+        corner, weight = map_weights(projection, *flat_target)
+        return _matrix(np.repeat(np.arange(size[0]), 4), corner.ravel(), weight.ravel(), size)
     p, q = unit_vectors(*source), unit_vectors(*target)
-    shape, flat, targets = p.shape[:-1], p.reshape(-1, 3), q.reshape(-1, 3)
-    size = len(targets), len(flat)
+    targets = q.reshape(-1, 3)
+    part, number, reach = _part(p, targets)
     if method == "conservative":
-        row, column, share = conservative_weights(p, q)
-        return _matrix(row, column, share, size)
+        row, column, share = conservative_weights(part, q)
+        return _matrix(row, number[column], share, size)
+    flat, shape = part.reshape(-1, 3), part.shape[:-1]
     buckets = Buckets(flat)
     if method == "nearest":
         index = nearest(buckets, targets)
-        reach = _half_diagonal(flat, shape) * (1 + 1e-6) if len(shape) == 2 else buckets.radius(1)
+        reach = reach * (1 + 1e-6) if len(shape) == 2 else buckets.radius(1)
         near = ((flat[index] - targets)**2).sum(-1) <= reach**2
-        return _matrix(np.arange(size[0]), np.where(near, index, -1), np.ones(size[0]), size)
-    local = None
-    if projection is not None:
-        xy, txy = (np.stack(projection.project(*(np.ravel(c) for c in pair)), -1) for pair in (source, target))
-        local = lambda quad, who: xy[quad] - txy[who][:, None]
-    corner, weight = bilinear_weights(buckets, shape, targets, local)
-    return _matrix(np.repeat(np.arange(size[0]), 4), corner.ravel(), weight.ravel(), size)
+        return _matrix(np.arange(size[0]), np.where(near & (index >= 0), number[index], -1), np.ones(size[0]), size)
+    corner, weight = bilinear_weights(buckets, shape, targets)
+    return _matrix(np.repeat(np.arange(size[0]), 4), np.where(corner >= 0, number[corner], -1).ravel(), weight.ravel(), size)
 
 # %% ../nbs/03_grid.ipynb #d92177d9
 def _without(mask, shape, weights):
@@ -381,7 +424,7 @@ def _checked(lon, lat, name):
         raise GridError(mismatch(f"{name} longitude and latitude", "finite degrees, latitude from -90 to 90", "other values"))
     return lon, lat
 
-# %% ../nbs/03_grid.ipynb #7a4ad2bc
+# %% ../nbs/03_grid.ipynb #9849e0f8
 class Regridder:
     "Weights from one grid to another, applied to arrays (..., y, x) and to DataArrays."
     def __init__(
@@ -393,7 +436,7 @@ class Regridder:
         method: str = "bilinear",           # bilinear | nearest | conservative
         mask=None,                          # source points not to be used: True or 1 = masked
         *,
-        projection: LambertGrid = None,     # map of the source; None = a touching plane for each target
+        projection: LambertGrid = None,     # map of the source (any with x, y, project); None = a touching plane for each target
         min_valid: float = 0.5,             # smallest share of weight that must have a value
     ):
         source, target = _checked(source_lon, source_lat, "source"), _checked(target_lon, target_lat, "target")
@@ -401,9 +444,9 @@ class Regridder:
         self.weights = _without(mask, self.source_shape, _weights(source, target, method, projection))
 
     @classmethod
-    def between(cls, source: LambertGrid, target: LambertGrid, method="bilinear", **options):
-        "The regridder from one Lambert grid to another; exact for fields that are linear on the source's map."
-        return cls(*source.lonlat(), *target.lonlat(), method, projection=source, **options)
+    def between(cls, source, target, method="bilinear", **options):
+        "The regridder from one grid object to another; exact for fields that are linear on the source's map."
+        return cls(*source.lonlat(), *target.lonlat(), method, projection=source if hasattr(source, "project") else None, **options)
 
     def __call__(self, field):
         "A field on the target grid; same type and dtype as the input (integers become float64)."
