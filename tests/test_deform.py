@@ -1,4 +1,4 @@
-"""Deformable convolution against its float64 reference and torchvision."""
+"""Deformable convolution, each implementation against its float64 reference and torchvision."""
 from __future__ import annotations
 
 import pytest
@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from torchvision.ops import deform_conv2d
 
 from sslpdl_nb.core import DataError
-from sslpdl_nb.deform import KERNELS, DeformConv, _pair, deform_conv, deform_conv_reference, sample_points, taps
+from sslpdl_nb.deform import _pair, deform_conv_reference, sample_points, taps
+from sslpdl_nb.layer import PLAIN, DeformConv, aggregate, choose, deform_conv
+
+KERNELS = [*PLAIN, "numba"]
 
 
 def size_out(size, k, s, p, d): return (size + 2 * p - d * (k - 1) - 1) // s + 1
@@ -43,7 +46,7 @@ geometries = st.fixed_dictionaries(dict(
     dilation=st.sampled_from([1, 2, (2, 1)]), offset_scale=st.sampled_from([0.5, 1.0, 2.0])))
 
 
-@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "reference"])
+@pytest.mark.parametrize("kernel", KERNELS[1:])
 @settings(max_examples=40, deadline=None)
 @given(geometries, st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5),
        st.sampled_from([0.3, 2.0, 12.0]), st.integers(0, 10**6))
@@ -57,7 +60,7 @@ def test_equals_reference(kernel, geometry, n, h, w, groups, per_group, spread, 
         torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
 
 
-@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_float32_close_to_float64(kernel, monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", kernel)
     exact = gradients(deform_conv_reference, inputs(2, 16, 9, 4, 16, grad=True), groups=4)
@@ -66,7 +69,7 @@ def test_float32_close_to_float64(kernel, monkeypatch):
         torch.testing.assert_close(a.double(), b, atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_gradcheck(kernel, monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", kernel)
     geometry = dict(groups=2, kernel_size=3, stride=2, padding=1, offset_scale=1.5)
@@ -112,7 +115,7 @@ def test_equals_torchvision(geometry):
         torch.testing.assert_close(f(value, offset, mask, groups=3, **geometry), theirs, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_far_outside_is_zero(kernel, monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", kernel)
     value, offset, mask = inputs()
@@ -123,7 +126,7 @@ def test_far_outside_is_zero(kernel, monkeypatch):
         assert not out.any() and not o.grad.any()
 
 
-@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_not_finite_offset_stays_where_it_is(kernel, bad, monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", kernel)
@@ -131,6 +134,21 @@ def test_not_finite_offset_stays_where_it_is(kernel, bad, monkeypatch):
     offset[1, 2, 3, 1] = bad
     wrong = deform_conv(value, offset, mask, groups=2).isnan()
     assert wrong[1, 2, 3, :3].all() and wrong.sum() == 3
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_finite_value_reaches_only_its_neighbours(kernel, bad, monkeypatch):
+    monkeypatch.setenv("SSLPDL_DEFORM", kernel)
+    value, offset, mask = inputs(1, 9, 9, 1, 2)
+    value[0, 0, 0, 1] = value[0, 8, 8, 1] = bad
+    out = deform_conv(value, offset, mask, groups=1)
+    exact = deform_conv_reference(value, offset, mask, groups=1)
+    assert not exact[..., 1].isfinite().all() and torch.equal(out.isfinite(), exact.isfinite()) and out[..., 0].isfinite().all()
+    o = torch.full_like(offset, 30.0).requires_grad_()                                      # all outside, nearest pixel not finite
+    out = deform_conv(value, o, mask, groups=1)
+    out.sum().backward()
+    assert not out.any() and not o.grad.any()
 
 
 def test_empty_batch():
@@ -194,6 +212,39 @@ def test_too_many_elements_are_refused():
     v = torch.empty(1, 1, 1, 1, device="meta").expand(40, 3000, 3000, 1)
     o, m = (torch.empty(1, 1, 1, 1, device="meta").expand(40, 3000, 3000, k) for k in (18, 9))
     with pytest.raises(DataError, match="2\\^31"): deform_conv(v, o, m, groups=1)
+
+
+def test_many_channels_and_taps():
+    "Beyond what the compiled kernel takes, and at its limits: another one computes, or it does itself."
+    for groups, width, k in ((1, 128, 3), (1, 130, 3), (40, 1, 3), (2, 3, 17), (1, 2, 19)):
+        tensors = inputs(1, 20, 20, groups, width, kernel_size=k, padding=k // 2, grad=True)
+        assert choose("cpu", torch.float64, width, (k, k)) == ("grid_sample" if width > 128 or k > 17 else "numba")
+        geometry = dict(groups=groups, kernel_size=k, padding=k // 2)
+        for a, b in zip(gradients(deform_conv, tensors, **geometry), gradients(deform_conv_reference, tensors, **geometry)):
+            torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
+
+
+def test_forced_kernel_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setenv("SSLPDL_DEFORM", "numba")
+    with pytest.raises(DataError, match="128"): deform_conv(torch.zeros(1, 3, 3, 200), torch.zeros(1, 3, 3, 18), torch.zeros(1, 3, 3, 9), groups=1)
+
+
+def test_one_operation():
+    tensors = inputs(grad=True)
+    geometry = 2, [3, 3], [1, 1], [1, 1], [1, 1], 1.0, "numba"
+    torch.library.opcheck(aggregate, (*tensors, *geometry))
+    torch.library.opcheck(aggregate, tuple(t.detach().transpose(1, 2).contiguous().transpose(1, 2) for t in tensors) + geometry)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.filterwarnings("ignore:Dynamo detected")
+def test_compiles_as_one_graph(kernel, monkeypatch):
+    monkeypatch.setenv("SSLPDL_DEFORM", kernel)
+    torch._dynamo.reset()
+    f = lambda v, o, m: deform_conv(2 * v, o, m.exp(), groups=2).relu()
+    tensors = inputs(grad=True)
+    for a, b in zip(gradients(torch.compile(f, fullgraph=True, backend="aot_eager"), tensors), gradients(f, tensors)):
+        torch.testing.assert_close(a, b)
 
 
 def test_unknown_kernel(monkeypatch):

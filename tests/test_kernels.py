@@ -1,0 +1,104 @@
+"""The compiled kernels of the processor: threads, ownership, memory."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from sslpdl_nb import kernels
+
+plain = dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), scale=1.0)
+
+
+def inputs(n=3, h=11, w=9, groups=4, width=16, dtype=torch.float32, spread=2.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    o, m = spread * torch.randn(n, h, w, groups * 18, generator=g), torch.randn(n, h, w, groups, 9, generator=g).softmax(-1).flatten(3)
+    return [t.to(dtype) for t in (torch.randn(n, h, w, groups * width, generator=g), o, m, torch.randn(n, h, w, groups * width, generator=g))]
+
+
+def both(value, offset, mask, grad, groups=4, **geometry):
+    rest = plain | geometry
+    return [kernels.forward(value, offset, mask, groups, **rest), *kernels.backward(grad, value, offset, mask, groups, **rest)]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n, groups", [(1, 4), (1, 3), (5, 1), (2, 7)])
+def test_same_bits_with_any_number_of_threads(n, groups, threads):
+    tensors, results = inputs(n, groups=groups), []
+    for t in (1, 2, 3, 8):
+        threads(t)
+        results.append(both(*tensors, groups=groups))
+    assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0]))
+
+
+def test_callers_in_many_threads():
+    tensors = [inputs(seed=seed) for seed in range(4)]
+    alone = [both(*t) for t in tensors]
+    with ThreadPoolExecutor(4) as pool: together = list(pool.map(lambda t: [both(*t) for _ in range(10)][-1], tensors))
+    assert all(torch.equal(a, b) for r, s in zip(alone, together) for a, b in zip(r, s))
+
+
+def test_plain_threads_do_the_same(threads, monkeypatch):
+    threads(3)
+    expected = both(*inputs())
+    monkeypatch.setattr(kernels, "_openmp", lambda: None)
+    assert all(torch.equal(a, b) for a, b in zip(both(*inputs()), expected))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 12, 17, 31, 64])
+def test_any_width_of_a_group(width):
+    tensors = inputs(1, 5, 4, 2, width, torch.float64)
+    value, offset, mask, grad = tensors
+    out, *grads = both(*tensors, groups=2)
+    for i in range(2 * width):                                                               # channel by channel, as groups of one
+        o, m = (t.unflatten(-1, (2, -1))[..., i // width, :].contiguous() for t in (offset, mask))
+        one = both(value[..., i:i + 1], o, m, grad[..., i:i + 1], groups=1)
+        torch.testing.assert_close(one[0], out[..., i:i + 1], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(one[1], grads[0][..., i:i + 1], atol=1e-12, rtol=1e-12)
+
+
+def test_nothing_outside_is_written():
+    "Results lie between guards that stay untouched, and inputs do not change."
+    tensors = inputs(2, 7, 5)
+    before = [t.clone() for t in tensors]
+    whole, geometry = [], ()
+    make = torch.empty
+    def guarded(shape, **kwargs):
+        size = torch.Size(shape).numel()
+        whole.append(torch.full((size + 128,), 7.0, **kwargs))
+        return whole[-1][64:64 + size].view(shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", guarded)
+        grads = kernels.backward(tensors[3], *tensors[:3], 4, **plain)
+    for w, g in zip(whole, grads): assert (w[:64] == 7).all() and (w[-64:] == 7).all() and g.isfinite().all()
+    assert len(whole) == 3 and all(torch.equal(a, b) for a, b in zip(tensors, before))
+
+
+def test_read_only_folder_still_computes(tmp_path):
+    "Without a place for the translated code it is translated again, and no error is raised."
+    code = ("import torch, sslpdl_nb.kernels as k; v = torch.ones(1, 3, 3, 2);"
+            "o = k.forward(v, torch.zeros(1, 3, 3, 18), torch.ones(1, 3, 3, 9), 1, (3, 3), (1, 1), (1, 1), (1, 1), 1.0); assert o[0, 1, 1, 0] == 9")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"NUMBA_CACHE_DIR": "/proc/none"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_forked_child_computes(threads):
+    "A DataLoader's worker is a fork with one thread."
+    threads(2)
+    expected = both(*inputs())
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        os._exit(0 if all(torch.equal(a, b) for a, b in zip(both(*inputs()), expected)) else 1)
+    assert os.waitpid(pid, 0)[1] == 0
