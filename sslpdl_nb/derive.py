@@ -15,7 +15,7 @@ from sslpdl_nb.core import DataError, mismatch
 # %% auto #0
 __all__ = ['UNITS', 'PLAUSIBLE', 'G', 'RD', 'LAPSE', 'unit_factor', 'to_units', 'check_values', 'saturation_pressure',
            'humidity_from_dew_point', 'humidity_from_specific', 'virtual_temperature', 'heights', 'standard_height',
-           'sea_level_pressure', 'between_pressures', 'rain_intervals']
+           'sea_level_pressure', 'terrain_estimate', 'between_pressures', 'rain_intervals']
 
 # %% ../nbs/03c_derive.ipynb #1944e84a
 UNITS = {           # our unit -> unit in the file -> (factor, offset)
@@ -150,6 +150,18 @@ def sea_level_pressure(
 ) -> np.ndarray:            # Pa
     "Surface pressure reduced to sea level with the standard lapse rate."
     return surface_pressure * (1 + LAPSE * terrain / t2m) ** (G / (RD * LAPSE))
+
+# %% ../nbs/03c_derive.ipynb #1aec1f95
+def terrain_estimate(
+    t,                      # (level, y, x) K, levels from the ground up
+    rh,                     # same shape, %
+    levels,                 # (level,) Pa, decreasing
+    surface_pressure,       # (y, x) Pa, mean over the forecast
+) -> np.ndarray:            # (y, x) m, at least 0
+    "The ground for which the mean pressure at sea level is that of the standard atmosphere."
+    sea = np.full_like(surface_pressure, 101325.0)
+    at_sea, at_ground = (heights(t, rh, levels, p, 0 * sea)[0] for p in (sea, surface_pressure))
+    return np.maximum(at_sea - at_ground, 0)
 
 # %% ../nbs/03c_derive.ipynb #60f347a1
 def between_pressures(

@@ -24,7 +24,7 @@ from sslpdl_nb.messages import Field, Source, grib_fields, kind_of, netcdf_field
 __all__ = ['PRESSURE', 'SURFACE', 'ECMWF', 'SOURCES', 'scan', 'the_source', 'Step', 'plan', 'evaluate', 'read_nwp', 'list_files',
            'kind_or_none']
 
-# %% ../nbs/03f_files.ipynb #b703650c
+# %% ../nbs/03f_files.ipynb #dfe708f0
 PRESSURE = {"gh{p}": "gh isobaricInhPa {p} | z isobaricInhPa {p}", "t{p}": "t isobaricInhPa {p}", "rh{p}": "r isobaricInhPa {p}",
             "td{p}": "dpt isobaricInhPa {p}", "q{p}": "q isobaricInhPa {p}", "u{p}": "u isobaricInhPa {p}", "v{p}": "v isobaricInhPa {p}"}
 SURFACE = {"slp": "prmsl meanSea 0 | msl meanSea 0 | mslet meanSea 0 | mslma meanSea 0", "t2m": "2t heightAboveGround 2",
@@ -53,6 +53,7 @@ SOURCES = {
     "met-netcdf": Source({"t{p}": "t isobaricInhPa {p}", "rh{p}": "r isobaricInhPa {p}", "u{p}": "u isobaricInhPa {p}", "v{p}": "v isobaricInhPa {p}",
                           "t2m": "t2m surface 0", "u10": "u10 surface 0", "v10": "v10 surface 0", "sp": "sp surface 0", "rain": "tp3h surface 0"},
                          "the wrf sample as one NetCDF file", rain=3, amounts=("tp3h",), along=True),
+    "sslpdl": Source({n: f"{n} surface 0" for n in VARIABLE_NAMES}, "our own form, as the laboratory writes it"),
 }
 
 # %% ../nbs/03f_files.ipynb #de055840
@@ -130,7 +131,7 @@ def _is_amount(units) -> bool:
 
 def _added(parts): return parts[0] if len(parts) == 1 else ("sum", *parts)
 
-# %% ../nbs/03f_files.ipynb #62efef56
+# %% ../nbs/03f_files.ipynb #ed62655e
 _UNITS_OF = {"gh": "m", "slp": "Pa", "rh": "%", "t": "K", "td": "K", "q": "kg kg-1", "u": "m s-1", "v": "m s-1", "sp": "Pa", "orog": "m", "ws": "m s-1", "wd": "degree"}
 
 
@@ -153,26 +154,35 @@ def _recipe(hand, quantity, lead, leads):
     if base == "rh":
         t, td, q = ask("t" + level), hand.field("td" + level, lead, "K"), hand.field("q" + level, lead, "kg kg-1")
         return ("rh_td", t, td) if t and td else ("rh_q", t, q, float(level) * 100) if t and q else None
-    if quantity == "orog":
-        sp = [hand.field("sp", h, "Pa") for h in leads]
-        return ("terrain", *(r for r in sp if r)) if any(sp) else None
+    if quantity == "orog": return _ground(hand, leads)
     if quantity == "slp":
         parts = [ask(q) for q in ("sp", "t2m", "orog")]
         return ("slp", *parts) if all(parts) else None
     if base == "gh": return _hypsometric(hand, float(level), lead, ask)
 
 
-def _hypsometric(hand, level, lead, ask):
-    "Heights from the temperatures of all levels, if they reach far enough."
-    at = lambda q, p: hand.field(f"{q}{p:g}", lead, _UNITS_OF[q])
+def _column(hand, lead):
+    "Levels, temperatures and humidities of a lead time, from the ground up, or None if they are too few."
     kinds = [k for k in next(hand.rows("t500"), [])]
     levels = sorted({k[2] for k in hand.spans if kinds and k[:2] == kinds[0][:2] and (lead, lead) in hand.spans[k]}, reverse=True)
-    if len(levels) < 5 or level not in levels or max(b / a for a, b in zip(levels[1:], levels)) > 2.1: return None
-    parts = [ask(q) for q in ("sp", "orog")]
-    if not all(parts): return None
-    return ("hypsometric", tuple(levels), level, *parts, tuple(at("t", p) for p in levels), tuple(ask(f"rh{p:g}") for p in levels))
+    if len(levels) < 5 or max(b / a for a, b in zip(levels[1:], levels)) > 2.1: return None
+    return tuple(levels), tuple(hand.field(f"t{p:g}", lead, "K") for p in levels), tuple(_recipe(hand, f"rh{p:g}", lead, ()) for p in levels)
 
-# %% ../nbs/03f_files.ipynb #977856bb
+
+def _ground(hand, leads):
+    "The terrain, estimated from the mean surface pressure and the columns of air of at most three lead times."
+    sp = [hand.field("sp", h, "Pa") for h in leads]
+    columns = [c for c in (_column(hand, h) for h in leads) if c]
+    few = tuple(columns[k] for k in sorted({0, len(columns) // 2, len(columns) - 1})) if columns else ()
+    return ("terrain", tuple(r for r in sp if r), few) if any(sp) else None
+
+
+def _hypsometric(hand, level, lead, ask):
+    "Heights from the temperatures of all levels, if they reach far enough."
+    column, parts = _column(hand, lead), [ask(q) for q in ("sp", "orog")]
+    return ("hypsometric", level, *parts, *column) if column and level in column[0] and all(parts) else None
+
+# %% ../nbs/03f_files.ipynb #0e2ccdd4
 @dataclass(frozen=True)
 class Step:
     "One start and lead time: its grid, and a recipe for each variable."
@@ -210,17 +220,30 @@ def _parts(recipe):
         for r in recipe: yield from _parts(r)
 
 
+def _guessed(recipe) -> bool:
+    "Whether a recipe uses an estimated terrain."
+    return isinstance(recipe, tuple) and (recipe[:1] == ("terrain",) or any(map(_guessed, recipe)))
+
+
 def _words(recipe) -> str:
     "A recipe in words, for people."
     return {"field": "as written", "amount": "amount over hours", "sum": "sum of parts", "turned": "turned from the grid", "turned_v": "turned from the grid",
             "rh_td": "from dew point", "rh_q": "from specific humidity", "slp": "reduced from the ground", "hypsometric": "hypsometric equation",
             "from_direction": "from speed and direction", "terrain": "from surface pressure"}[recipe[0]]
 
-# %% ../nbs/03f_files.ipynb #5b9f5e33
+# %% ../nbs/03f_files.ipynb #a86b9885
 @lru_cache(maxsize=4)
-def _terrain(recipes) -> np.ndarray:
-    "Height of the ground at which the standard atmosphere has the mean surface pressure of a run, m."
-    return np.maximum(derive.standard_height(np.mean([_cook(r, {}) for r in recipes], 0)), 0)
+def _terrain(pressures, columns) -> np.ndarray:
+    "The ground, estimated from the mean surface pressure of a run, m."
+    mean = np.mean([_cook(r, {}) for r in pressures], 0)
+    if not columns: return np.maximum(derive.standard_height(mean), 0)
+    return np.mean([derive.terrain_estimate(*_stacked(t, rh, {}), np.array(levels) * 100, mean) for levels, t, rh in columns], 0)
+
+
+def _stacked(t, rh, memo) -> tuple:
+    "Temperatures and humidities of a column; unknown humidity counts as dry."
+    t = [_cook(r, memo) for r in t]
+    return np.stack(t), np.stack([0 * a if r is None else _cook(r, memo) for a, r in zip(t, rh)])
 
 
 def _read(f: Field, units: str) -> np.ndarray:
@@ -249,7 +272,7 @@ def _cook(recipe, memo) -> np.ndarray:
     elif kind == "rh_td": out = derive.humidity_from_dew_point(*map(cook, parts))
     elif kind == "rh_q": out = derive.humidity_from_specific(cook(parts[0]), cook(parts[1]), parts[2])
     elif kind == "slp": out = derive.sea_level_pressure(*map(cook, parts))
-    elif kind == "terrain": out = _terrain(tuple(parts))
+    elif kind == "terrain": out = _terrain(*parts)
     else: out = _heights(parts, cook, memo)
     memo[recipe] = out
     return out
@@ -257,10 +280,9 @@ def _cook(recipe, memo) -> np.ndarray:
 
 def _heights(parts, cook, memo):
     "One level of the hypsometric equation; all levels are computed once."
-    levels, level, sp, orog, t, rh = parts
+    level, sp, orog, levels, t, rh = parts
     if ("heights", levels) not in memo:
-        p = np.array(levels) * 100
-        memo["heights", levels] = derive.heights(np.stack([*map(cook, t)]), np.stack([0 * cook(a) if r is None else cook(r) for a, r in zip(t, rh)]), p, cook(sp), cook(orog))
+        memo["heights", levels] = derive.heights(*_stacked(t, rh, memo), np.array(levels) * 100, cook(sp), cook(orog))
     return memo["heights", levels][levels.index(level)]
 
 # %% ../nbs/03f_files.ipynb #8f874f23
@@ -275,7 +297,7 @@ def evaluate(
         out.append(values); clipped += n
     return np.stack(out), clipped
 
-# %% ../nbs/03f_files.ipynb #dcf80e20
+# %% ../nbs/03f_files.ipynb #0ebaa355
 def read_nwp(
     paths,                          # file, folder, or several
     source="grib",                  # key of SOURCES, a Source or a dictionary of your own
@@ -298,6 +320,7 @@ def read_nwp(
     if not leads:
         raise DataError(mismatch(f"{names}: lead times", "at least one that all starts have", "none"))
     note = [f"{v}: {_words(r)}" for v, r in steps[-1].recipes if r[0] != "field"]
+    if any(_guessed(r) for _, r in steps[-1].recipes): note.append("terrain ESTIMATED from mean surface pressure")
     if dropped: note.append(f"{len(dropped)} start and lead times dropped: " + "; ".join(f"+{h:g} h lacks {', '.join(m[:4])}" for _, h, m in dropped[:3]))
     grid = steps[0].grid
     values = _values([[at[t, h] for h in leads] for t in starts], len(variables), grid.shape, memory, note)

@@ -41,7 +41,72 @@ class Field:
     @property
     def key(self): return self.name, self.kind, self.level
 
-# %% ../nbs/03e_messages.ipynb #32910d7f
+# %% ../nbs/03e_messages.ipynb #43a36d26
+_GRID_SIZES = {0: 32, 10: 42, 1: 42, 3: 42, 5: 32, 13: 42}         # GRIB 1: kind of grid -> bytes of its section
+
+
+def _sections_1(m: bytes) -> bool:
+    "Whether the sections of a GRIB 1 message fill it exactly and agree: product, grid, bitmap, values, 7777."
+    number = lambda at, n: int.from_bytes(m[at:at + n], "big")
+    product, flags, points = number(8, 3), m[15], None
+    if product < 28 or flags & 63 or m[8 + 17] > 10 and m[8 + 17] != 254: return False
+    at = 8 + product
+    if flags & 128:
+        size, extra, kind = number(at, 3), m[at + 3], m[at + 5]
+        if kind not in _GRID_SIZES or size != _GRID_SIZES[kind] + 4 * extra or m[at + 4] not in (255, _GRID_SIZES[kind] + 1): return False
+        at, points = at + size, number(at + 6, 2) * number(at + 8, 2)
+    if flags & 64:
+        size = number(at, 3)
+        if size < 6 or number(at + 4, 2) or m[at + 3] > 15 or points is not None and (size - 6) * 8 - m[at + 3] != points: return False
+        at += size
+    size = number(at, 3)
+    return size >= 11 and m[at + 10] <= 32 and at + size + 4 == len(m)
+
+
+def _groups_fit(m: bytes, d: int, v: int, packing: int) -> bool:
+    "Complex packing (GRIB 2): whether widths and lengths of the groups of values add up to the section of values."
+    number = lambda at, n: int.from_bytes(m[at:at + n], "big")
+    values, groups, size = number(d + 5, 4), number(d + 31, 4), number(v, 4) - 5
+    bits, width, length = m[d + 19], m[d + 36], m[d + 46]
+    if bits > 32 or width > 5 or m[d + 35] > 32 or length > 25 or m[d + 22] > 2 or m[d + 21] > 1 or groups > values: return False
+    at = v + 5
+    if packing == 3:
+        if m[d + 47] not in (1, 2) or not 1 <= m[d + 48] <= 4: return False
+        at += (m[d + 47] + 1) * m[d + 48]
+    room = 8 * (v + 5 + size - at) - sum(-(-groups * n // 8) * 8 for n in (bits, width, length))
+    if room < 0 or not groups: return room >= 0
+    at += -(-groups * bits // 8)
+    def unpack(at, n):
+        raw = np.unpackbits(np.frombuffer(m, np.uint8, -(-groups * n // 8), at))[:groups * n].reshape(groups, n) if n else np.zeros((groups, 1), np.uint8)
+        return raw @ (1 << np.arange(raw.shape[1] - 1, -1, -1, dtype=np.int64))
+    widths = m[d + 35] + unpack(at, width)
+    lengths = number(d + 37, 4) + m[d + 41] * unpack(at + -(-groups * width // 8), length)
+    lengths[-1] = number(d + 42, 4)
+    return bool(widths.max() <= 32 and lengths.sum() == values and (widths * lengths).sum() <= room)
+
+
+def _sections_2(m: bytes) -> bool:
+    "Whether the sections of a GRIB 2 message fill it exactly and agree: numbered 1 to 7, 7777 last."
+    number = lambda at, n: int.from_bytes(m[at:at + n], "big")
+    at, last, seen = 16, 0, {}
+    while at + 5 <= len(m) - 4:
+        size, kind = number(at, 4), m[at + 4]
+        if size < 5 or not 1 <= kind <= 7 or kind <= last: return False
+        seen[kind] = at
+        at, last = at + size, kind
+    if at + 4 != len(m) or not set(seen) >= {1, 3, 4, 5, 6, 7}: return False
+    g, p, d, b = (seen[k] for k in (3, 4, 5, 6))
+    packing = number(d + 9, 2)
+    if packing in (2, 3) and not _groups_fit(m, d, seen[7], packing): return False
+    return (m[g + 5] == 0 and m[g + 10] == 0 and number(g + 12, 2) in (0, 1, 10, 20, 30, 31, 140) and number(p + 5, 2) == 0 and number(p + 7, 2) <= 15
+            and packing in (0, 2, 3, 40, 41, 42, 200) and m[d + 19] <= 32 and m[b + 5] in (0, 255) and number(d + 5, 4) <= number(g + 6, 4))
+
+# %% ../nbs/03e_messages.ipynb #f6b28982
+def _agree(m: bytes, edition: int) -> bool:
+    try: return m[-4:] == b"7777" and (_sections_1 if edition == 1 else _sections_2)(m)
+    except IndexError: return False
+
+# %% ../nbs/03e_messages.ipynb #63e0e570
 def grib_messages(
     path,               # file
 ) -> list:              # (offset, length) of each message, bytes
@@ -57,10 +122,13 @@ def grib_messages(
                 continue
             edition = head[7] if len(head) > 16 else 0
             length = int.from_bytes(head[4:7] if edition == 1 else head[8:16], "big")
-            file.seek(max(at + length - 4, 0))
-            if edition not in (1, 2) or length < 40 or at + length > size or file.read(4) != b"7777":
+            whole = edition in (1, 2) and 40 <= length <= size - at
+            if whole:
+                file.seek(at)
+                whole = _agree(file.read(length), edition)
+            if not whole:
                 raise DataError(mismatch(f"{path}: message {len(found) + 1} at byte {at}", "a complete GRIB 1 or 2 message",
-                                         f"edition {edition}, length {length}, {size - at} bytes left"))
+                                         f"edition {edition}, length {length}, {size - at} bytes left, or sections that do not fit"))
             found.append((at, length))
             at += length
     if not found:
