@@ -1,0 +1,306 @@
+"""The CUDA text without a graphics processor: its own arithmetic as C++, its translation by NVRTC, its launches."""
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sslpdl_nb import cuda, layer
+from sslpdl_nb.core import DataError
+from sslpdl_nb.deform import deform_conv_reference
+
+SHIM = Path(__file__).parent / "shim"
+GXX = shutil.which("g++")
+BUILDS = Path(tempfile.gettempdir()) / f"sslpdl_shim_{os.getpid()}"
+C_TYPES = {"__half": "_Float16", "__nv_bfloat16": "__bf16"}
+needs_gxx = pytest.mark.skipif(GXX is None, reason="g++ is not installed")
+plain = dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), scale=1.0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remove_builds():
+    yield
+    shutil.rmtree(BUILDS, ignore_errors=True)
+
+
+@lru_cache(None)
+def shim(words: tuple, fibers: bool = True, flags: tuple = ()):
+    "The CUDA text as a library of this machine."
+    defines = [f"-D{k}={C_TYPES.get(v, v)}" for k, v in words if k not in ("DCN_HEADER", "DCN_RED4")] + ["-DDCN_RED4=0"]
+    name = hashlib.sha1(repr((words, fibers, flags)).encode()).hexdigest()[:12]
+    BUILDS.mkdir(exist_ok=True)
+    (BUILDS / "source.cu").write_text(cuda.SOURCE)
+    command = [GXX, "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused", f"-I{SHIM}", *defines, f'-DSOURCE_FILE="{BUILDS / "source.cu"}"',
+               *(["-DFIBERS", "-O1"] if fibers else ["-O3", "-march=native", "-ffast-math", "-fopenmp"]), *flags, str(SHIM / "launch.cpp"), "-o", str(BUILDS / f"{name}.so")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "__bf16" in done.stderr and done.returncode: pytest.skip("this g++ has no arithmetic for bfloat16")
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(BUILDS / f"{name}.so"))
+
+
+def run(name, words, device, grid, threads, arguments, **build):
+    "What cuda._launch does, on the processor."
+    function = getattr(shim(tuple(words.items()), **build), f"run_{name}")
+    kinds = {np.uint64: ctypes.c_void_p, np.int32: ctypes.c_int, np.float32: ctypes.c_float, np.float64: ctypes.c_double}
+    assert function(*(ctypes.c_uint(n) for n in (*grid, 1, 1)[:3]), ctypes.c_uint(threads), *(kinds[type(a)](a.item()) for a in arguments)) == 0, "barriers differ"
+
+
+@pytest.fixture
+def on_shim(monkeypatch):
+    seen = []
+    def launch(name, *rest):
+        seen.append(name)
+        run(name, *rest)
+    monkeypatch.setattr(cuda, "_launch", launch)
+    return seen
+
+
+def size_out(size, k, s, p, d): return (size + 2 * p - d * (k - 1) - 1) // s + 1
+
+
+def inputs(n=2, h=9, w=11, groups=2, width=16, dtype=torch.float64, spread=1.5, seed=0, **geometry):
+    g, q = torch.Generator().manual_seed(seed), plain | geometry
+    ho, wo = (size_out(*a) for a in zip((h, w), q["kernel"], q["stride"], q["padding"], q["dilation"]))
+    k = q["kernel"][0] * q["kernel"][1]
+    make = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+    offset = spread * make(n, ho, wo, groups * k * 2)
+    offset = torch.where((offset * q["scale"] - (offset * q["scale"]).round()).abs() < 0.03, offset + 0.06 / q["scale"], offset)
+    return [t.to(dtype) for t in (make(n, h, w, groups * width), offset, make(n, ho, wo, groups, k).softmax(-1).flatten(3), make(n, ho, wo, groups * width))]
+
+
+def truth(value, offset, mask, grad, groups, **geometry):
+    q = plain | geometry
+    leaves = [t.double().requires_grad_() for t in (value, offset, mask)]
+    out = deform_conv_reference(*leaves, groups=groups, kernel_size=q["kernel"], stride=q["stride"], padding=q["padding"], dilation=q["dilation"], offset_scale=q["scale"])
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
+
+
+def both(value, offset, mask, grad, groups, **geometry):
+    q = plain | geometry
+    return [cuda.forward(value, offset, mask, groups, **q), *cuda.backward(grad, value, offset, mask, groups, **q)]
+
+
+CASES = [dict(), dict(spread=12.0), dict(n=1, h=8, w=8, groups=1), dict(h=17, w=3, groups=3), dict(width=8, groups=5), dict(width=32, groups=1), dict(width=4, groups=3),
+         dict(width=12), dict(width=1), dict(width=17), dict(width=64, groups=1), dict(kernel=(5, 5), padding=(2, 2)), dict(kernel=(1, 3), padding=(0, 1), scale=2.0),
+         dict(stride=(2, 1)), dict(dilation=(2, 2), padding=(2, 2), scale=0.5)]
+
+
+@needs_gxx
+@pytest.mark.parametrize("case", CASES, ids=lambda c: ",".join(f"{k}={v}" for k, v in c.items()) or "plain")
+def test_arithmetic_in_double_precision(case, on_shim):
+    groups, geometry = case.get("groups", 2), {k: v for k, v in case.items() if k in plain}
+    tensors = inputs(**case)
+    for ours, exact in zip(both(*tensors, groups, **geometry), truth(*tensors, groups, **geometry)):
+        torch.testing.assert_close(ours, exact, atol=1e-11, rtol=1e-11)
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 2e-4), (torch.float16, 3e-2), (torch.bfloat16, 2e-1)])
+def test_other_types(dtype, near, on_shim):
+    "The very words that a graphics processor gets: lanes, tiles, window. Rounded input, exact reference of the same input."
+    tensors = inputs(2, 19, 10, 3, 16, dtype)
+    for ours, exact in zip(both(*tensors, 3), truth(*tensors, 3)):
+        error = (ours.double() - exact).abs() / (1 + exact.abs())
+        assert ours.dtype == dtype and error.quantile(0.99) < near
+    assert on_shim == ["deform_forward_tile", "deform_backward_tile"]
+
+
+@needs_gxx
+def test_simple_kernels_with_lanes(monkeypatch):
+    "The kernels without tiles, four lanes a group, shuffles included."
+    tensors, rename = inputs(2, 9, 11, 2, 16, torch.float32), {"deform_forward_tile": "deform_forward", "deform_backward_tile": "deform_backward"}
+    def launch(name, words, device, grid, threads, arguments):
+        lanes = words["DCN_CG"] // words["DCN_VEC"]
+        run(rename[name], words, device, (-(-9 * 11 * 2 * lanes // 256), 2), 256, arguments)
+    monkeypatch.setattr(cuda, "_launch", launch)
+    for ours, exact in zip(both(*tensors, 2), truth(*tensors, 2)):
+        torch.testing.assert_close(ours.double(), exact, atol=2e-4, rtol=2e-4)
+
+
+@needs_gxx
+def test_fast_shim_without_barriers(monkeypatch):
+    "One lane a group: no barrier, images in parallel, vectorised by the compiler."
+    monkeypatch.setattr(cuda, "plan", lambda *a: plan(*a) | {"DCN_VEC": a[1]} if (plan := PLAN) else None)
+    def launch(name, words, device, grid, threads, arguments):
+        run(name.removesuffix("_tile"), words, device, (-(-9 * 11 * 2 // 256), 2), 256, arguments, fibers=False)
+    monkeypatch.setattr(cuda, "_launch", launch)
+    tensors = inputs(2, 9, 11, 2, 16, torch.float32)
+    for ours, exact in zip(both(*tensors, 2), truth(*tensors, 2)):
+        torch.testing.assert_close(ours.double(), exact, atol=2e-4, rtol=2e-4)
+
+
+PLAN = cuda.plan
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_deterministic_mode(dtype, on_shim):
+    tensors = inputs(2, 9, 11, 2, 16, dtype, spread=5.0)
+    torch.use_deterministic_algorithms(True)
+    try: ours = both(*tensors, 2)
+    finally: torch.use_deterministic_algorithms(False)
+    near = 2e-4 if dtype == torch.float32 else 1e-11
+    for a, b in zip(ours, truth(*tensors, 2)): torch.testing.assert_close(a.double(), b, atol=near, rtol=near)
+
+
+@needs_gxx
+def test_deterministic_mode_does_not_lose_nan(on_shim):
+    torch.use_deterministic_algorithms(True)
+    try:
+        for i in (1, 2, 3):
+            tensors = inputs()
+            tensors[i].view(-1)[7] = float("nan")
+            assert cuda.backward(tensors[3], *tensors[:3], 2, **plain)[0].isnan().all()
+    finally: torch.use_deterministic_algorithms(False)
+
+
+@needs_gxx
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_not_finite(bad, on_shim):
+    value, offset, mask, grad = inputs(1, 9, 9, 1, 16)
+    offset[0, 2, 3, 1] = bad
+    out = cuda.forward(value, offset, mask, 1, **plain)
+    assert out[0, 2, 3].isnan().all() and out.isnan().sum() == 16
+    assert cuda.backward(grad, value, offset, mask, 1, **plain)[0].isnan().any()             # not lost
+    value[0, 0, 0] = value[0, 8, 8] = bad
+    out = cuda.forward(value, torch.full_like(offset, 30.0), mask, 1, **plain)               # all outside, nearest pixel not finite
+    assert not out.any()
+
+
+@needs_gxx
+def test_empty_and_misaligned(on_shim):
+    empty = [t[:0] for t in inputs()]
+    assert [t.shape[0] for t in both(*empty, 2)] == [0] * 4 and not on_shim
+    tensors = inputs()
+    shifted = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors]
+    assert all(t.data_ptr() % 16 for t in shifted)
+    for a, b in zip(both(*shifted, 2), both(*tensors, 2)): assert torch.equal(a, b)
+    with pytest.raises(DataError, match="65535"):
+        cuda.forward(torch.zeros(65536, 1, 1, 1), torch.zeros(65536, 1, 1, 18), torch.zeros(65536, 1, 1, 9), 1, **plain)
+
+
+@needs_gxx
+def test_sanitizers():
+    "Address and undefined-behaviour sanitizers over all four kernels, ragged tiles and far offsets."
+    library = subprocess.run([GXX, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not Path(library).is_file(): pytest.skip("g++ has no address sanitizer")
+    code = f"""
+import sys; sys.path.insert(0, {str(SHIM.parent)!r})
+import torch, test_cuda as t
+flags = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-g")
+for tile in (True, False):
+    def launch(name, words, device, grid, threads, arguments):
+        if not tile: name, grid, threads = name.removesuffix("_tile"), (-(-9 * 11 * 2 * (words["DCN_CG"] // words["DCN_VEC"]) // 256), 2), 256
+        t.run(name, words, device, grid, threads, arguments, flags=flags)
+    t.cuda._launch = launch
+    for dtype in (torch.float32, torch.float64):
+        tensors = t.inputs(2, 9, 11, 2, 16, dtype, spread=8.0)
+        tensors[1][0, 0, 0, :4] = torch.tensor([1e30, -1e30, float("nan"), float("inf")])
+        out = t.both(*tensors, 2)
+t.shutil.rmtree(t.BUILDS); print("clean")
+"""
+    options = dict(LD_PRELOAD=library, ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0", OMP_NUM_THREADS="1")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | options, capture_output=True, text=True)
+    assert done.returncode == 0 and "clean" in done.stdout, done.stderr[-3000:]
+
+
+# ------------------------------------------------------------------ NVRTC
+
+def nvrtc_files():
+    "The library and the folder of its headers, from wheels or an installed toolkit."
+    roots = [Path(p) for p in (find_spec("nvidia").submodule_search_locations if find_spec("nvidia") else [])] + [Path("/usr/local/cuda")]
+    libraries = [p for r in roots for pattern in ("*/lib/libnvrtc.so.*", "lib64/libnvrtc.so.*") for p in r.glob(pattern) if "builtins" not in p.name]
+    headers = [p.parent for r in roots for pattern in ("*/include/cuda_fp16.h", "include/cuda_fp16.h") for p in r.glob(pattern)]
+    return (libraries or [None])[0], (headers or [None])[0]
+
+
+LIBRARY, INCLUDE = nvrtc_files()
+needs_nvrtc = pytest.mark.skipif(not (LIBRARY and INCLUDE), reason="no libnvrtc with headers (wheels nvidia-cuda-nvrtc, nvidia-cuda-runtime)")
+
+
+def translate(words: dict, arch: str) -> str:
+    "What NVRTC says about the text for one processor; fails where it does."
+    lib = ctypes.CDLL(str(LIBRARY))
+    program = ctypes.c_void_p()
+    assert lib.nvrtcCreateProgram(ctypes.byref(program), cuda.SOURCE.encode(), b"deform.cu", 0, None, None) == 0
+    options = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{INCLUDE}", "--ptxas-options=-v", *(f"-D{k}={v}" for k, v in words.items())]
+    failed = lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(o.encode() for o in options)))
+    size = ctypes.c_size_t()
+    lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    lib.nvrtcGetProgramLog(program, log)
+    assert not failed, log.value.decode()
+    return log.value.decode()
+
+
+def architectures():
+    if not (LIBRARY and INCLUDE): return ["sm_80", "sm_90"]
+    lib, n = ctypes.CDLL(str(LIBRARY)), ctypes.c_int()
+    lib.nvrtcGetNumSupportedArchs(ctypes.byref(n))
+    found = (ctypes.c_int * n.value)()
+    lib.nvrtcGetSupportedArchs(found)
+    return [f"sm_{a}" for a in found if a >= 80]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", architectures())
+@pytest.mark.parametrize("dtype", list(cuda.NUMBERS), ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+def test_translates_without_spills(arch, dtype, exact):
+    words = cuda.plan(dtype, 16, (3, 3), exact, (int(arch[3:-1]), int(arch[-1])))
+    log = translate(words, arch)
+    spills = [(int(a), int(b), int(c)) for a, b, c in re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)]
+    assert len(spills) == 4, log
+    assert not any(b or c for a, b, c in spills), log
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("width, kernel", [(1, (3, 3)), (8, (3, 3)), (12, (3, 3)), (32, (3, 3)), (64, (3, 3)), (16, (5, 5)), (16, (7, 7)), (512, (3, 3))])
+def test_other_sizes_translate(width, kernel):
+    for dtype in cuda.NUMBERS: translate(cuda.plan(dtype, width, kernel), "sm_80")
+
+
+# ------------------------------------------------------------------ choice
+
+def test_missing_cupy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    cuda._cupy_problem.cache_clear()
+    try: assert "pip install cupy-cuda" in cuda.problem("cuda", torch.float32, 16, (3, 3))
+    finally: cuda._cupy_problem.cache_clear()
+    assert "not on a CUDA device" in cuda.problem("cpu", torch.float32, 16, (3, 3))
+    assert "int64" in cuda.problem("cuda", torch.int64, 16, (3, 3))
+
+
+def test_cuda_on_the_processor_is_refused(monkeypatch):
+    monkeypatch.setenv("SSLPDL_DEFORM", "cuda")
+    with pytest.raises(DataError, match="not on a CUDA device"): layer.choose("cpu", torch.float32, 16, (3, 3))
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available() or bool(cuda._cupy_problem()), reason="no graphics processor, or no CuPy")
+
+
+@gpu
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-10), (torch.float32, 3e-4), (torch.float16, 3e-2), (torch.bfloat16, 2e-1)])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: ",".join(f"{k}={v}" for k, v in c.items()) or "plain")
+def test_on_a_graphics_processor(case, dtype, near, exact):
+    groups, geometry = case.get("groups", 2), {k: v for k, v in case.items() if k in plain}
+    tensors = inputs(**case | dict(dtype=dtype))
+    torch.use_deterministic_algorithms(exact)
+    try: ours, again = (both(*(t.cuda() for t in tensors), groups, **geometry) for _ in range(2))
+    finally: torch.use_deterministic_algorithms(False)
+    for a, b, c in zip(ours, truth(*tensors, groups, **geometry), again):
+        error = (a.cpu().double() - b).abs() / (1 + b.abs())
+        assert error.quantile(0.99) < near and (not exact or torch.equal(a, c))
