@@ -25,7 +25,7 @@ from sslpdl_nb.messages import kind_of
 from sslpdl_nb.radar import _window, rain_fields, windows
 
 # %% auto #0
-__all__ = ['sums', 'statistics', 'prepare', 'manifest', 'summary', 'open_samples']
+__all__ = ['moments', 'statistics', 'prepare', 'manifest', 'summary', 'open_samples']
 
 # %% ../nbs/03h_prepare.ipynb #731e7b52
 def _scan_all(paths, open_one, refused) -> list:
@@ -80,27 +80,29 @@ def _steps(start, files, source, refused) -> tuple:
     one = lambda p: scan(p, source) if kind_of(p) == "GRIB" else _many_starts(p, Path(p).stat().st_mtime, source).get(start, [])
     return plan(_scan_all(files, one, refused), source)
 
-# %% ../nbs/03h_prepare.ipynb #eb13591e
-def sums(
+# %% ../nbs/03h_prepare.ipynb #0c94bdd7
+def moments(
     forecast: np.ndarray,       # (variable, y, x) in our units, rain last
-) -> np.ndarray:                # (3, variable): number, sum, sum of squares; rain as log(1 + r)
-    "What can be added up to a mean and a standard deviation."
+) -> np.ndarray:                # (3, variable): number, mean, squared distances; rain as log(1 + r)
+    "What can be merged to a mean and a standard deviation."
     x = forecast.astype(np.float64)
     x[-1] = np.log1p(np.maximum(x[-1], 0))
     seen = np.isfinite(x)
-    x = np.where(seen, x, 0)
-    return np.stack([seen.sum((1, 2)), x.sum((1, 2)), (x**2).sum((1, 2))])
+    n = seen.sum((1, 2))
+    mean = np.where(seen, x, 0).sum((1, 2)) / np.maximum(n, 1)
+    return np.stack([n, mean, (np.where(seen, x - mean[:, None, None], 0)**2).sum((1, 2))])
 
 
 def statistics(
-    added: np.ndarray,          # (3, variable), from sums, added up
+    merged: np.ndarray,         # (sample, 3, variable), from moments
 ) -> tuple:                     # mean and standard deviation of each variable
-    "Mean and standard deviation from sums."
-    n, s, q = added
-    mean = s / np.maximum(n, 1)
-    return mean, np.sqrt(np.maximum(q / np.maximum(n, 1) - mean**2, 0))
+    "Mean and standard deviation of many samples from their moments."
+    n, m, q = np.moveaxis(np.asarray(merged, float), 1, 0)
+    total = np.maximum(n.sum(0), 1)
+    mean = (n * m).sum(0) / total
+    return mean, np.sqrt((q + n * (m - mean)**2).sum(0) / total)
 
-# %% ../nbs/03h_prepare.ipynb #414f2b88
+# %% ../nbs/03h_prepare.ipynb #68e3f12c
 @contextmanager
 def _quiet():
     "Without zarr's remarks about our notes beside its arrays."
@@ -123,10 +125,10 @@ def _create(out, grid, table, attrs):
     group.create_array("forecast", shape=(n, 16, *shape), chunks=(1, 16, *shape), dimension_names=("sample", "variable", "y", "x"), **common)
     rain = group.create_array("rain", shape=(n, *shape), chunks=(1, *shape), dimension_names=("sample", "y", "x"), **common)
     rain.attrs.update(units="mm h-1", standard_name=VARIABLES[-1].standard_name)
-    group.create_array("sums", shape=(n, 3, 16), chunks=(max(n, 1), 3, 16), dtype="f8", fill_value=0.0, dimension_names=("sample", "statistic", "variable"))
+    group.create_array("moments", shape=(n, 3, 16), chunks=(max(n, 1), 3, 16), dtype="f8", fill_value=0.0, dimension_names=("sample", "statistic", "variable"))
     group.create_array("kept", shape=(n,), chunks=(max(n, 1),), dtype="i1", fill_value=0, dimension_names=("sample",))
 
-# %% ../nbs/03h_prepare.ipynb #2ef2fe43
+# %% ../nbs/03h_prepare.ipynb #b4cbb206
 @lru_cache(maxsize=8)
 def _mover(source, target, method, min_valid):
     "The regridder between two grids, or nothing to do."
@@ -154,8 +156,8 @@ def _one_run(job) -> str:
         except SSLPDLError as error:
             dropped.append([str(s.start)[:16], s.lead, str(error)]); continue
         group["forecast"][k], group["rain"][k] = forecast.astype(np.float32), rain.astype(np.float32)
-        done.append(k); added.append(sums(forecast).tolist()); clipped += n
-    write_json(note, dict(samples=done, sums=added, dropped=dropped, clipped=clipped, refused=refused))
+        done.append(k); added.append(moments(forecast).tolist()); clipped += n
+    write_json(note, dict(samples=done, moments=added, dropped=dropped, clipped=clipped, refused=refused))
     return str(note)
 
 # %% ../nbs/03h_prepare.ipynb #8030a3d3
@@ -230,7 +232,7 @@ def prepare(
                             lacking_variables=missing, without_observation=unseen, thin_windows=thin), say)
     return out
 
-# %% ../nbs/03h_prepare.ipynb #c06173f7
+# %% ../nbs/03h_prepare.ipynb #92e241bd
 def _begin_store(out, identity, grid, found, options):
     "Create the store, or go on with the one of the same question."
     plan_file = out / "plan.json"
@@ -262,15 +264,15 @@ def _compute(jobs, scheduler, workers, say):
 
 
 def _finish(out, jobs, account, say):
-    "Collect the notes: which samples are kept, their sums, and the manifest."
+    "Collect the notes: which samples are kept, their moments, and the manifest."
     import zarr
     with _quiet(): group = zarr.open_group(str(out), mode="r+")
     notes = [json.loads(p.read_text()) for p in sorted((out / "notes").glob("*.json"))]
-    kept, added = np.zeros(group["kept"].shape, np.int8), np.zeros(group["sums"].shape)
+    kept, added = np.zeros(group["kept"].shape, np.int8), np.zeros(group["moments"].shape)
     for n in notes:
         kept[n["samples"]] = 1
-        if n["samples"]: added[n["samples"]] = n["sums"]
-    group["kept"][:], group["sums"][:] = kept, added
+        if n["samples"]: added[n["samples"]] = n["moments"]
+    group["kept"][:], group["moments"][:] = kept, added
     account |= dict(samples=int(kept.sum()), dropped=[d for n in notes for d in n["dropped"]], small_negatives=sum(n["clipped"] for n in notes),
                     refused=account["refused"] | {k: v for n in notes for k, v in n["refused"].items()})
     write_json(out / "manifest.json", account)
@@ -300,11 +302,11 @@ def summary(
              f"{account['small_negatives']} slightly negative values of rain set to 0"]
     return "\n".join(lines)
 
-# %% ../nbs/03h_prepare.ipynb #acc74ed5
+# %% ../nbs/03h_prepare.ipynb #5b8e426d
 def open_samples(
     store,                  # from prepare
     memory: float = 4e9,    # bytes: larger stores stay on disk
-) -> xr.Dataset:            # forecast (sample, variable, y, x), rain (sample, y, x), sums
+) -> xr.Dataset:            # forecast (sample, variable, y, x), rain (sample, y, x), moments
     "The samples of a finished store."
     if not (Path(store) / "zarr.json").exists():
         raise DataError(mismatch(str(store), "a store of `sslpdl prepare`", "nothing of the kind"))
@@ -314,7 +316,7 @@ def open_samples(
             raise DataError(mismatch(str(store), "a finished store", "an unfinished one: run the same `sslpdl prepare` again"))
         ds = ds.isel(sample=np.flatnonzero(ds["kept"].values)).drop_vars("kept")
         day = ds["valid_time"].values.astype("datetime64[D]").astype("datetime64[ns]")
-        ds = ds.assign_coords(day=("sample", day), variable=list(VARIABLE_NAMES), statistic=["number", "sum", "squares"])
+        ds = ds.assign_coords(day=("sample", day), variable=list(VARIABLE_NAMES), statistic=["number", "mean", "squares"])
         for name in ds.variables:
             if name not in ("forecast", "rain"): ds[name].load()
         return ds.load() if ds.nbytes <= memory else ds

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from sslpdl_nb.core import VARIABLE_NAMES, VARIABLES, DataError, GridError, LambertGrid, SSLPDLError, cf_attributes, get_config
 from sslpdl_nb.data import (
-    UNITS, RainDataset, Standardizer, check_nwp, check_qpe, check_values, crop, find_data, find_real, heights, load_splits, open_nwp,
-    open_qpe, open_wrf_stage2, pair, rainy, sea_level_pressure, split_days, standard_height, to_units, turn_winds,
+    RainDataset, Standardizer, check_nwp, check_qpe, crop, find_data, load_splits, open_nwp, open_qpe, pair, rainy, split_days,
 )
+from sslpdl_nb.derive import UNITS, check_values, to_units
 from sslpdl_nb.grid import Regridder, grid_from_cf
 
 NWP = LambertGrid(14, 16, 30e3, -200e3, -230e3, 128.0, 38.0, (35.0, 50.0))
@@ -328,49 +328,62 @@ def test_missing_input_is_filled_or_refused(tmp_path):
     with raises(DataError, "no missing values"): load_splits(tmp_path, config, missing="refuse")
 
 
-# physics of the real forecast, and the real forecast
+# more than fits into memory
 
-def test_standard_atmosphere():
-    p = np.array([1000, 925, 850, 700, 500, 400, 300, 250.0]) * 100
-    t = (288.15 - 0.0065 * standard_height(p))[:, None, None]
-    for ground in (0.0, 1500.0, -50.0):
-        ps = 101325 * (1 - 0.0065 * ground / 288.15) ** (9.80665 / 287.05 / 0.0065)
-        z = heights(t, 0 * t, p, np.full((1, 1), ps), np.full((1, 1), ground))[:, 0, 0]
-        assert np.abs(z - standard_height(p)).max() < 15
-        assert sea_level_pressure(ps, 288.15 - 0.0065 * ground, ground) == pytest.approx(101325)
-
-
-def test_turned_winds_keep_their_speed():
-    u, v = np.random.default_rng(0).normal(size=(2, 3, *NWP.shape))
-    east, north = turn_winds(u, v, NWP)
-    assert np.allclose(np.hypot(east, north), np.hypot(u, v)) and np.abs(east - u).max() > 0
-
-
-@pytest.fixture(scope="module")
-def real():
-    path = find_real()
-    if path is None: pytest.skip("no real files: set SSLPDL_DATA to the folder that holds wrf-stage2-2005/")
-    return path
+def test_on_disk_equals_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLPDL_CACHE", str(tmp_path / "cache"))
+    nwp = make_nwp(20)
+    nwp["t500"][3, 0, 6:] = np.nan
+    nwp.to_zarr(tmp_path / "nwp.zarr"); make_qpe(nwp).to_zarr(tmp_path / "qpe.zarr")
+    config = get_config(image_size=(7, 4))
+    a, b = load_splits(tmp_path, config), load_splits(tmp_path, config, memory=1)
+    assert b.train.lazy and not a.train.lazy and len(a.train) == len(b.train) and a.grid == b.grid
+    assert np.allclose(a.standardizer.mean, b.standardizer.mean, rtol=1e-12) and np.allclose(a.standardizer.std, b.standardizer.std, rtol=1e-9)
+    for part in ("train", "valid", "test", "pretrain"):
+        x, y = getattr(a, part), getattr(b, part)
+        assert torch.allclose(x.x, y.x, atol=1e-4) and torch.equal(x.rain.nan_to_num(-1), y.rain.nan_to_num(-1)) and x.filled == y.filled and x.lead_time == y.lead_time
+    again = load_splits(tmp_path, config, memory=1, min_fraction=0.45)
+    assert len(again.train) < len(b.train) and len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(load_splits(tmp_path, config, memory=1, min_fraction=0.45).train) == len(load_splits(tmp_path, config, min_fraction=0.45).train)
+    with raises(DataError, "no missing values"): load_splits(tmp_path, config, memory=1, missing="refuse")
 
 
-def test_real_forecast_says_what_is_missing(real):
-    with raises(DataError, "nc: fields", "gh100"): open_wrf_stage2(real)
+def test_on_disk_with_worker_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLPDL_CACHE", str(tmp_path / "cache"))
+    nwp = make_nwp(12)
+    nwp.to_zarr(tmp_path / "nwp.zarr"); make_qpe(nwp).to_zarr(tmp_path / "qpe.zarr")
+    train = load_splits(tmp_path, get_config(image_size=(7, 4)), memory=1).train
+    alone, helped = ([b["x"] for b in torch.utils.data.DataLoader(train, 4, num_workers=n)] for n in (0, 2))
+    assert all(torch.equal(a, b) for a, b in zip(alone, helped))
 
 
-def test_real_forecast(real):
-    nwp, qpe = open_wrf_stage2(real, estimate=True)
-    assert set(VARIABLE_NAMES) <= set(nwp.data_vars) and "ESTIMATED" in nwp.attrs["note"] and grid_from_cf(nwp) == grid_from_cf(qpe)
-    assert 5500 < float(nwp["gh500"].mean()) < 6000 and 1350 < float(nwp["gh850"].mean()) < 1650 and 100500 < float(nwp["slp"].mean()) < 102500
-    raw = xr.open_dataset(real, decode_timedelta=True)
-    assert np.allclose(nwp["rain"][0], raw["tp3h"] / 3, equal_nan=True) and np.allclose(qpe["rain"], raw["obs3h"] / 3, equal_nan=True)
-    both = pair(nwp, qpe)
-    assert both.sizes["sample"] == 8 and 0.2 < np.isfinite(both["rain"]).mean() < 0.35
+def test_a_large_forecast_is_checked_when_it_is_read(tmp_path, monkeypatch):
+    from sslpdl_nb import data
+    monkeypatch.setattr(data._read, "__defaults__", (1,))
+    nwp = make_nwp(3)
+    nwp.to_zarr(tmp_path / "nwp.zarr")
+    lazy = open_nwp(tmp_path / "nwp.zarr")
+    assert lazy["t850"].chunks and np.array_equal(lazy["t850"], nwp["t850"])
+    nwp.assign(t850=nwp["t850"] - 250).assign(t850=lambda d: d["t850"].assign_attrs(units="K")).to_zarr(tmp_path / "cold.zarr")
+    with raises(DataError, "t850", "130"): open_nwp(tmp_path / "cold.zarr")["t850"].values
 
 
-def test_real_forecast_damaged(real, tmp_path):
-    good, path = real.read_bytes(), tmp_path / "wrf.nc"
-    for bad in damaged_copies(good, np.random.default_rng(1), 12):
-        path.write_bytes(bad)
-        try: open_wrf_stage2(path, estimate=True)
-        except SSLPDLError as error: assert "wrf.nc" in str(error)
-    with raises(DataError, "all but"): open_wrf_stage2(find_data(ROOT / "data_samples/tiny")[0])
+# other people's files
+
+def test_raw_files_need_a_name_or_a_source(tmp_path):
+    xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "strange.nc")
+    with raises(DataError, "strange.nc: variables", "source"): open_nwp(tmp_path / "strange.nc")
+    with raises(DataError, "hrrr", "moon"): open_nwp(tmp_path / "strange.nc", source="moon")
+    with raises(DataError, "at least one"): open_nwp([])
+
+
+def test_a_forecast_in_degrees(tmp_path):
+    lat, lon = np.arange(31, 45, 0.5), np.arange(120, 138, 0.5)
+    nwp = make_nwp(2)
+    fields = {v.name: (("time", "lead_time", "lat", "lon"), np.full((2, 3, lat.size, lon.size), float(USUAL.get(v.name, 5)), np.float32), {"units": v.units}) for v in VARIABLES}
+    ds = xr.Dataset(fields, dict(time=nwp["time"], lead_time=nwp["lead_time"], lat=("lat", lat[::-1], {"units": "degrees_north"}),
+                                 lon=("lon", lon, {"units": "degrees_east"})))
+    ds.to_netcdf(tmp_path / "world.nc")
+    read = open_nwp(tmp_path / "world.nc", source="sslpdl")
+    both = pair(read, check_qpe(make_qpe(nwp), "qpe"))
+    assert both.sizes["sample"] == 6 and np.allclose(both["forecast"][:, VARIABLE_NAMES.index("t850")], 280)
