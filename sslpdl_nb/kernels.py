@@ -98,8 +98,9 @@ def dots(typing, g, a, b, c, d):
         return total
     return four(g, a, b, c, d), code
 
-# %% ../nbs/05b_kernels.ipynb #64dca15c
+# %% ../nbs/05b_kernels.ipynb #802c5d24
 SCRATCH = 320                   # taps that are located at a time; times some 20 numbers each = 25 kB
+GRAIN = 2**17                   # channels times taps that are worth a thread of their own, some 30 microseconds
 
 
 def _pointer(address, item): return lambda context, build, sig, args: build.inttoptr(args[0], context.get_value_type(types.CPointer(item)))
@@ -331,7 +332,7 @@ def _run(kernel, address: int, threads: int):
         kernel.ctypes(address)
         for t in others: t.join()
 
-# %% ../nbs/05b_kernels.ipynb #6e193270
+# %% ../nbs/05b_kernels.ipynb #7590cf15
 @lru_cache(maxsize=256)
 def _regular(dtype, n, block, pixels, kernel, stride, padding, dilation, scale):
     "Per tap of a run: column of its pixel, and relative to that x and y; first channel; the numbers scale and 1."
@@ -346,7 +347,8 @@ def _regular(dtype, n, block, pixels, kernel, stride, padding, dilation, scale):
 def _call(direction, tensors, value, out_size, groups, kernel, stride, padding, dilation, scale):
     "Fill the table and run; tensors: seven, or None where a direction has none."
     (n, h, w, c), (ho, wo), k = value.shape, out_size, kernel[0] * kernel[1]
-    dtype, width, threads = str(value.dtype).removeprefix("torch."), c // groups, torch.get_num_threads()
+    dtype, width, work = str(value.dtype).removeprefix("torch."), c // groups, n * ho * wo * c * k
+    threads = min(torch.get_num_threads(), 1 + work // GRAIN)
     block = min(groups, SCRATCH // k)
     if direction == 1:                                                      # one owner for each image and block of groups
         while n * -(-groups // block) < threads and block > 1: block = -(-block // 2)

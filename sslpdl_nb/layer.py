@@ -17,7 +17,7 @@ from sslpdl_nb.core import DataError, mismatch
 from sslpdl_nb.deform import _pair, deform_conv_grid_sample, deform_conv_reference
 
 # %% auto #0
-__all__ = ['compiled', 'choose', 'aggregate', 'aggregate_backward', 'deform_conv', 'DeformConv']
+__all__ = ['compiled', 'choose', 'aggregate', 'aggregate_backward', 'deform_conv', 'tap_softmax', 'DeformConv']
 
 # %% ../nbs/05d_layer.ipynb #5c8d10bb
 def _check(value, offset, mask, groups, kernel, stride, padding, dilation):
@@ -139,7 +139,19 @@ def deform_conv(
             return PLAIN[by](value, offset, mask, groups, kernel, stride, padding, dilation, scale).to(dtype)
     return PLAIN[by](value, offset, mask, groups, kernel, stride, padding, dilation, scale).to(dtype)
 
-# %% ../nbs/05d_layer.ipynb #ecc3dc28
+# %% ../nbs/05d_layer.ipynb #e2539d02
+def tap_softmax(
+    logits: Tensor,     # (..., groups * k)
+    groups: int,
+) -> Tensor:            # the same shape; positive, the k numbers of each group add up to one
+    "A softmax over the taps of each group."
+    if logits.device.type != "cpu" or logits.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
+        return logits.unflatten(-1, (groups, -1)).softmax(-1).flatten(-2)
+    powers = (logits - logits.detach().amax(-1, keepdim=True)).exp() + torch.finfo(logits.dtype).tiny
+    member = torch.eye(groups, dtype=logits.dtype).repeat_interleave(logits.shape[-1] // groups, 0)     # (groups * k, groups)
+    return powers / (powers @ member @ member.T)
+
+# %% ../nbs/05d_layer.ipynb #8ad25a5a
 class DeformConv(nn.Module):
     "The DCNv3 layer: (n, h, w, c) in, (n, h, w, c) out."
 
@@ -168,7 +180,7 @@ class DeformConv(nn.Module):
     def look(self, x: Tensor) -> tuple:
         "Where to look and how much: offset (n, h, w, groups * k * 2), mask (n, h, w, groups * k)."
         u = self.act(self.norm(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
-        return self.offset(u), self.mask(u).unflatten(-1, (self.groups, -1)).softmax(-1).flatten(-2)
+        return self.offset(u), tap_softmax(self.mask(u), self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         y = deform_conv(self.value(x), *self.look(x), groups=self.groups, kernel_size=self.kernel_size,

@@ -26,8 +26,9 @@ def both(value, offset, mask, grad, groups=4, **geometry):
 
 
 @pytest.fixture
-def threads():
+def threads(monkeypatch):
     before = torch.get_num_threads()
+    monkeypatch.setattr(kernels, "GRAIN", 1)                     # threads for small fields too
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
