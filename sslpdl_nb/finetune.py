@@ -81,7 +81,7 @@ class Finetune:
         p = logits.softmax(1).cpu().numpy()
         return dict(valid_loss=float(self._loss(logits, rain)), csi=threshold_csi(exceedance(p)[:, 0], rain.cpu().numpy(), self.config.edges[0])[1].max())
 
-# %% ../nbs/11_finetune.ipynb #b307f634
+# %% ../nbs/11_finetune.ipynb #6c777d58
 def exceedance(
     probabilities: np.ndarray,      # (n, K, h, w) of the classes
 ) -> np.ndarray:                    # (n, K-1, h, w): probability of reaching each edge
@@ -102,7 +102,7 @@ def threshold_csi(
     alarms = np.cumsum(np.bincount(step, minlength=bins)[::-1])[::-1]
     return np.arange(bins) / bins, hits / np.maximum(alarms + event.sum() - hits, 1)
 
-
+# %% ../nbs/11_finetune.ipynb #e298d533
 def tune_thresholds(
     probabilities: np.ndarray,      # (n, K, h, w)
     rain: np.ndarray,               # (n, h, w) observed on validation days
@@ -156,7 +156,7 @@ class UNet(nn.Module):
             x = self.up[k](torch.cat([skips[k], self.rise[k](x)], 1))
         return self.head(x)
 
-# %% ../nbs/11_finetune.ipynb #b51a1bf1
+# %% ../nbs/11_finetune.ipynb #f0063c37
 KINDS = {"internimage": RainModel, "unet": UNet}
 
 
@@ -191,7 +191,7 @@ def load_model(
         raise CheckpointError(mismatch(str(path), "a model of this version of the package", str(error).split("\n")[0][:120])) from error
     return model.eval().to(device()), meta
 
-
+# %% ../nbs/11_finetune.ipynb #0d6bf2a5
 @torch.no_grad()
 def predict_probabilities(
     model: nn.Module,

@@ -213,7 +213,7 @@ def _grib_values(path, offset, length, shape, up) -> np.ndarray:
         if message is not None: ec.codes_release(message)
     return np.where(values > 1e19, np.nan, values)[::1 if up else -1]
 
-# %% ../nbs/03e_messages.ipynb #4fabf7d2
+# %% ../nbs/03e_messages.ipynb #3c20499a
 def grib_fields(
     path,                   # GRIB 1 or 2
     names=None,             # only messages with these names; None = all
@@ -229,7 +229,8 @@ def grib_fields(
             if names is not None and name not in names: continue
             ec.codes_set(message, "stepUnits", "m")
             date, time = ec.codes_get(message, "dataDate"), ec.codes_get(message, "dataTime")
-            start = np.datetime64(f"{date // 10000:04}-{date // 100 % 100:02}-{date % 100:02}T{time // 100:02}:{time % 100:02}", "ns")
+            text = f"{date // 10000:04}-{date // 100 % 100:02}-{date % 100:02}T{time // 100:02}:{time % 100:02}" if date < 10**8 else "NaT"     # all bits set: timeless
+            start = np.datetime64(text, "ns")
             first, last = (ec.codes_get(message, k, int) / 60 for k in ("startStep", "endStep"))
             if ec.codes_get(message, "stepType") == "instant": first = last
             grid, up = _grib_header(ec, message, where)
@@ -255,8 +256,13 @@ class Source:
     levels: tuple = ()          # hPa, where the file numbers its levels only
     path: str = ""              # regular expression with year, month, day, hour, lead, where they stand in the file's name
 
-# %% ../nbs/03e_messages.ipynb #c26a3a33
+# %% ../nbs/03e_messages.ipynb #30075f38
 _KINDS = {b"CDF": "NetCDF", b"\x89HDF": "NetCDF", b"GRIB": "GRIB", b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive", b"BZ": "a bzip2 archive"}
+
+
+def named(path, error):
+    "An error of ours that names the file."
+    return error if Path(path).name in str(error) else type(error)(f"{path}: {error}")
 
 
 def kind_of(path) -> str:
@@ -287,7 +293,7 @@ def _opened(path: str) -> xr.Dataset:
         if path not in _OPEN or _OPEN[path][0] != state:
             if path in _OPEN: _OPEN.pop(path)[1].close()
             _OPEN[path] = state, open_fresh(path)
-            if len(_OPEN) > 8: _OPEN.popitem(last=False)[1].close()
+            if len(_OPEN) > 8: _OPEN.popitem(last=False)[1][1].close()
         _OPEN.move_to_end(path)
         return _OPEN[path][1]
 
@@ -410,7 +416,7 @@ def _levels(ds, level, source) -> tuple:
     pressure = source.levels or units in ("hPa", "mbar", "millibars", "Pa") or str(level) in ("pressure_level", "isobaricInhPa", "plev")
     return list(enumerate((v / (100 if units == "Pa" else 1)).tolist())), "isobaricInhPa" if pressure else str(level)
 
-# %% ../nbs/03e_messages.ipynb #af8f2e48
+# %% ../nbs/03e_messages.ipynb #2ba0f938
 _WRF_NAMES = dict(gh="m", t="K", r="%", u="m s-1", v="m s-1")
 _WRF_PLAIN = {"T2": ("2t", "heightAboveGround", 2.0), "U10": ("10u", "heightAboveGround", 10.0), "V10": ("10v", "heightAboveGround", 10.0),
               "PSFC": ("sp", "surface", 0.0), "HGT": ("orog", "surface", 0.0)}
@@ -440,9 +446,9 @@ def _wrf_values(path, k, name, p) -> np.ndarray:
         raise DataError(mismatch(f"{path}: {name}", "readable values", f"{type(error).__name__}: {error}")) from error
 
 
-def _wrf_grid(ds, where):
-    "The grid of a wrfout file: its map, checked against its latitudes."
-    a, lon, lat = ds.attrs, ds["XLONG"][0].values.astype(float), ds["XLAT"][0].values.astype(float)
+def _wrf_grid(ds, where, k):
+    "The grid of a wrfout file at a time (a nest may travel): its map, checked against its latitudes."
+    a, lon, lat = ds.attrs, ds["XLONG"][k].values.astype(float), ds["XLAT"][k].values.astype(float)
     one, two, mid = (float(a.get(n, 0)) for n in ("TRUELAT1", "TRUELAT2", "STAND_LON"))
     proj = {1: f"+proj=lcc +lat_1={one} +lat_2={two} +lat_0={a.get('MOAD_CEN_LAT', one)} +lon_0={mid}",
             2: f"+proj=stere +lat_0={90 if one >= 0 else -90} +lat_ts={one} +lon_0={mid}", 3: f"+proj=merc +lat_ts={one} +lon_0={mid}"}.get(int(a.get("MAP_PROJ", 0)))
@@ -452,7 +458,7 @@ def _wrf_grid(ds, where):
     off = max(np.abs(x - grid.x).max(), np.abs(y - grid.y[:, None]).max())
     return grid if off < 0.02 * np.diff(grid.x).mean() else PointGrid(lon, lat)
 
-# %% ../nbs/03e_messages.ipynb #2dbaa3d3
+# %% ../nbs/03e_messages.ipynb #f45f1a52
 def wrfout_fields(
     path,                       # raw output of WRF
     levels=(100, 500, 850),     # hPa
@@ -460,11 +466,12 @@ def wrfout_fields(
     "The fields of a wrfout file on pressure levels; levels above the model's top are left out."
     ds, where, out = open_lazy(path), Path(path).name, []
     try:
-        grid, start = _wrf_grid(ds, where), np.datetime64(str(ds.attrs["SIMULATION_START_DATE"]).replace("_", "T"), "ns")
+        grids = [_wrf_grid(ds, where, k) for k in range(ds.sizes["Time"])]
+        start = np.datetime64(str(ds.attrs["SIMULATION_START_DATE"]).replace("_", "T"), "ns")
         when = [np.datetime64((t.decode() if isinstance(t, bytes) else str(t)).replace("_", "T"), "ns") for t in ds["Times"].values.tolist()]
         units = {n: ds[n].attrs.get("units", "") for n in (*_WRF_PLAIN, "RAINNC") if n in ds}
         for k, t in enumerate(when):
-            lead = float((t - start) / np.timedelta64(1, "h"))
+            lead, grid = float((t - start) / np.timedelta64(1, "h")), grids[k]
             add = lambda name, kind, level, first, unit, own, p: out.append(Field(
                 name, kind, float(level), start, first, lead, unit, where, True, grid, partial(_wrf_values, str(path), k, own, p)))
             for own, (name, kind, level) in _WRF_PLAIN.items():

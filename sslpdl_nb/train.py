@@ -28,8 +28,8 @@ from sslpdl_nb.core import (
 from sslpdl_nb.masking import MaskedAutoencoder, masked_loss, mean_guess, pixel_mask, random_mask, visible_mean_guess
 
 # %% auto #0
-__all__ = ['Task', 'Batches', 'loaders', 'warmup_cosine', 'parameter_groups', 'fit', 'to_device', 'evaluate', 'save_state',
-           'load_state', 'save_checkpoint', 'load_checkpoint', 'Pretrain', 'describe', 'pretrain']
+__all__ = ['Task', 'Batches', 'loaders', 'warmup_cosine', 'parameter_groups', 'advance', 'fit', 'to_device', 'evaluate',
+           'save_state', 'load_state', 'save_checkpoint', 'load_checkpoint', 'Pretrain', 'describe', 'pretrain']
 
 # %% ../nbs/09_train.ipynb #8d057e19
 class Task(Protocol):
@@ -86,7 +86,22 @@ def parameter_groups(
               dict(params=[p for name, p in named if spared(name, p)], lr=lr, weight_decay=0.0)]
     return [group for group in groups if group["params"]]
 
-# %% ../nbs/09_train.ipynb #fcd3dee8
+# %% ../nbs/09_train.ipynb #78b3f229
+def advance(
+    model: nn.Module, task: Task, batch: dict, optimizer,
+    clip_norm: float,               # largest gradient norm
+    step: int,                      # its number, for the error
+) -> Tensor:                        # the loss, without gradient
+    "One optimiser step; a loss that is not finite is an error."
+    loss = task.loss(model, batch)
+    if not loss.isfinite(): raise DataError(mismatch(f"loss in step {step}", "a finite number", loss.item()))
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return loss.detach()
+
+# %% ../nbs/09_train.ipynb #caf0e184
 def fit(
     model: nn.Module,               # on the device to train on
     task: Task,                     # gives loss and scores
@@ -120,14 +135,8 @@ def fit(
     model.train()
     bar = tqdm(zip(range(start, steps), train_loader), total=steps, initial=start, disable=None if progress else True, ncols=80)
     for step, batch in bar:
-        loss = task.loss(model, to_device(batch, where))
-        if not loss.isfinite(): raise DataError(mismatch(f"loss in step {step}", "a finite number", loss.item()))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
+        losses.append(advance(model, task, to_device(batch, where), optimizer, clip_norm, step))
         schedule.step()
-        losses.append(loss.detach())
         if (step + 1) % every == 0 or step + 1 == steps:
             entry = dict(step=step + 1, loss=float(torch.stack(losses).mean()), **evaluate(model, task, valid_loader))
             history.append(entry); losses = []
