@@ -139,7 +139,7 @@ def deform_conv(
             return PLAIN[by](value, offset, mask, groups, kernel, stride, padding, dilation, scale).to(dtype)
     return PLAIN[by](value, offset, mask, groups, kernel, stride, padding, dilation, scale).to(dtype)
 
-# %% ../nbs/05d_layer.ipynb #e2539d02
+# %% ../nbs/05d_layer.ipynb #ed39a704
 def tap_softmax(
     logits: Tensor,     # (..., groups * k)
     groups: int,
@@ -147,8 +147,8 @@ def tap_softmax(
     "A softmax over the taps of each group."
     if logits.device.type != "cpu" or logits.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
         return logits.unflatten(-1, (groups, -1)).softmax(-1).flatten(-2)
-    powers = (logits - logits.detach().amax(-1, keepdim=True)).exp() + torch.finfo(logits.dtype).tiny
     member = torch.eye(groups, dtype=logits.dtype).repeat_interleave(logits.shape[-1] // groups, 0)     # (groups * k, groups)
+    powers = (logits - logits.detach().unflatten(-1, (groups, -1)).amax(-1) @ member.T).exp()
     return powers / (powers @ member @ member.T)
 
 # %% ../nbs/05d_layer.ipynb #8ad25a5a

@@ -9,7 +9,7 @@ from torchvision.ops import deform_conv2d
 
 from sslpdl_nb.core import DataError
 from sslpdl_nb.deform import _pair, deform_conv_reference, sample_points, taps
-from sslpdl_nb.layer import PLAIN, DeformConv, aggregate, choose, deform_conv
+from sslpdl_nb.layer import PLAIN, DeformConv, aggregate, choose, deform_conv, tap_softmax
 
 KERNELS = [*PLAIN, "numba"]
 
@@ -276,3 +276,16 @@ def test_layer_learns_to_look_elsewhere():
 
 def test_groups_must_divide_channels():
     with pytest.raises(DataError, match="groups"): DeformConv(10, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
+def test_tap_softmax(dtype, size):
+    logits = (size * torch.randn(7, 5, 4 * 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).to(dtype).requires_grad_()
+    near = dict(atol={8: 1e-14, 4: 1e-6, 2: 1e-2}[dtype.itemsize], rtol=0)
+    weight = torch.randn(7, 5, 36, dtype=dtype)
+    ours = tap_softmax(logits, 4)
+    plain = logits.unflatten(-1, (4, 9)).softmax(-1).flatten(-2)
+    assert ours.isfinite().all()
+    torch.testing.assert_close(ours, plain, **near)
+    torch.testing.assert_close(*(torch.autograd.grad((f * weight).sum(), logits)[0] for f in (ours, plain)), **near)
