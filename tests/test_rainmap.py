@@ -14,9 +14,10 @@ from sslpdl_nb.core import (
     NWP_GRID, QPE_GRID, VARIABLES, VARIABLE_NAMES, CheckpointError, DataError, GridError, LambertGrid, cf_attributes, environment,
     get_config, subgrid,
 )
-from sslpdl_nb.data import Standardizer, find_real, open_wrf_stage2
+from sslpdl_nb.data import Standardizer, open_nwp, open_qpe
 from sslpdl_nb.finetune import KINDS, save_model
 from sslpdl_nb.grid import grid_from_cf
+from sslpdl_nb.samples import find_real
 
 SOURCE = subgrid(NWP_GRID, slice(60, 414, 18), slice(48, 252, 18))
 TARGET = subgrid(QPE_GRID, slice(30, 222, 24), slice(26, 122, 24))        # 8 x 4
@@ -287,54 +288,44 @@ def test_command_hands_simulation_to_the_laboratory(monkeypatch, tmp_path):
 
 # ------------------------------------------------------------------ a real forecast
 
-FOLDER, COMBINED = find_real("wrf-stage2-2005"), find_real()
+FOLDER = find_real("wrf-stage2-2005")
 real = pytest.mark.skipif(FOLDER is None or not (FOLDER / "wrf").exists(),
                           reason="no real files: set SSLPDL_DATA to the folder that holds wrf-stage2-2005")
 
 
-@pytest.fixture(scope="module")
-def met(tmp_path_factory):
-    return rainmap.met_sample(FOLDER, tmp_path_factory.mktemp("met") / "wrf_stage2.nc")
-
-
 @real
-def test_real_forecast(checkpoint, met):
-    wrf, stage2 = open_wrf_stage2(met)
+def test_map_from_raw_files(checkpoint):
     us = rainmap.central_us((64, 32))
     checkpoint.meta["config"] = get_config("small")
-    ds = rainmap.predict(wrf, checkpoint.path, grid=us)
-    assert ds["probability"].notnull().all() and ds["probability"].shape == (1, 5, 3, 64, 32)
+    ds = rainmap.predict(sorted((FOLDER / "wrf").iterdir()), checkpoint.path, grid=us, source="wrf")
+    assert ds["probability"].notnull().all() and ds["probability"].shape == (1, 5, 3, 64, 32) and "hypsometric" in ds.attrs["input_note"]
+    wrf, stage2 = open_nwp(FOLDER / "wrf", "wrf"), open_qpe(FOLDER / "stage2", hours=3.0)
     assert 0 < float(ds["forecast_rain"].max()) <= float(wrf["rain"].max())
     seen = rainmap.observed_on(stage2, us, ds["valid_time"].values)
     assert np.isfinite(seen).mean() > 0.5 and np.nanmax(seen) <= float(stage2["rain"].max())
-    inner = wrf["gh100"].values[np.isfinite(wrf["gh100"].values)]
-    assert 15500 < inner.min() and inner.max() < 17500          # derived, not in the file
 
 
 @real
-@pytest.mark.skipif(COMBINED is None, reason="no combined NetCDF file")
-def test_grib_agrees_with_the_combined_file(met):
-    with xr.open_dataset(met, decode_timedelta=True) as ours, xr.open_dataset(COMBINED, decode_timedelta=True) as other:
-        other = other.sel(step=ours["step"])
-        assert np.allclose(ours["latitude"], other["latitude"], atol=0.01) and np.allclose(ours["longitude"], other["longitude"], atol=0.01)
-        for name in ("sp", "t2m", "tp3h", "obs3h", "u10"):
-            assert np.allclose(ours[name], other[name], atol=1 if name == "sp" else 0.02, equal_nan=True), name
-        assert np.allclose(ours["t"].sel(level=850), other["t"].sel(level=850), atol=0.02, equal_nan=True)
+def test_command_from_raw_files(checkpoint, tmp_path, capsys):
+    checkpoint.meta["config"] = get_config("small")
+    arguments = ["predict", str(FOLDER / "wrf"), "--source", "wrf", "--where", "central-us", "--checkpoint", str(checkpoint.path), "--out", str(tmp_path / "r.nc"),
+                 "--map", str(tmp_path / "r.png"), "--observed", str(FOLDER / "stage2"), "--hours", "3"]
+    assert rainmap.main(arguments) == 0 and "64 x 32" in capsys.readouterr().out and (tmp_path / "r.png").stat().st_size > 10_000
 
 
 @real
-def test_damaged_or_missing_grib(tmp_path):
-    source = sorted((FOLDER / "wrf").iterdir())[0]
-    for name in ("wrf", "stage2"):
-        (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match="0 and 0 files"):
-        rainmap.met_sample(tmp_path, tmp_path / "x.nc")
-    (tmp_path / "stage2" / "any").write_bytes(sorted((FOLDER / "stage2").iterdir())[0].read_bytes())
-    for content in (source.read_bytes()[:100_001], b"", b"not GRIB at all"):
-        (tmp_path / "wrf" / "cut").write_bytes(content)
-        with pytest.raises(DataError, match="cut"):
-            rainmap.met_sample(tmp_path, tmp_path / "x.nc")
-    (tmp_path / "wrf" / "cut").write_bytes((tmp_path / "stage2" / "any").read_bytes())      # whole, but without the fields
-    with pytest.raises(DataError, match="no "):
-        rainmap.met_sample(tmp_path, tmp_path / "x.nc")
-    assert not list(tmp_path.glob("*.nc"))
+def test_damaged_raw_files(checkpoint, tmp_path, capsys):
+    (tmp_path / "cut.grib").write_bytes(sorted((FOLDER / "wrf").iterdir())[0].read_bytes()[:100_001])
+    assert rainmap.main(["predict", str(tmp_path / "cut.grib"), "--source", "wrf", "--checkpoint", "c", "--out", str(tmp_path / "r.nc")]) == 2
+    err = capsys.readouterr().err
+    assert "cut.grib" in err and len(err.splitlines()) == 1 and not (tmp_path / "r.nc").exists()
+
+
+def test_command_prepares(tmp_path, capsys):
+    nwp = forecast(3)
+    write(nwp, tmp_path / "nwp.nc")
+    observation(nwp.assign(valid_time=(("time", "lead_time"), nwp["time"].values[:, None] + nwp["lead_time"].values))).to_netcdf(tmp_path / "qpe.nc")
+    arguments = ["prepare", "--nwp", str(tmp_path / "nwp.nc"), "--qpe", str(tmp_path / "qpe.nc"), "--source", "sslpdl", "--out", str(tmp_path / "s.zarr")]
+    assert rainmap.main(arguments) == 0 and "6 samples from 3 runs" in capsys.readouterr().out
+    assert rainmap.main([*arguments, "--min-valid", "0.5"]) == 2 and "--fresh" in capsys.readouterr().err
+    assert rainmap.main([*arguments, "--min-valid", "0.5", "--fresh"]) == 0
