@@ -143,7 +143,7 @@ deform_forward_tile(const number *__restrict__ value, const number *__restrict__
 }
 """
 
-# %% ../nbs/05c_cuda.ipynb #c60292ce
+# %% ../nbs/05c_cuda.ipynb #8361aba1
 DEPOSIT = r"""
 #if DCN_EXACT
 typedef unsigned long long total_t;
@@ -166,6 +166,10 @@ __device__ __forceinline__ void deposit_row(total_t *p, sum w, const sum *g, dou
 #endif
 }
 
+"""
+
+# %% ../nbs/05c_cuda.ipynb #02694204
+DEPOSIT += r"""
 // The three gradients of one sample from the products s of the output's gradient with the four neighbours.
 __device__ __forceinline__ void finish(const Tap &t, const sum *s, int H, int W, sum scale, sum &gm, sum &gx, sum &gy) {
     const sum left = t.x0 >= 0 && t.x0 < W, right = t.x0 >= -1 && t.x0 < W - 1, hx = (sum)1 - t.lx;
@@ -332,7 +336,7 @@ def plan(
                  OWN=int(bool(fit)), R=fit[0] if fit else 0, RED4=int(capability >= (9, 0) and total == "float" and lane % 4 == 0))
     return {f"DCN_{k}": v for k, v in words.items()} | ({"DCN_HEADER": HEADERS[dtype]} if dtype in HEADERS else {})
 
-# %% ../nbs/05c_cuda.ipynb #6de0120c
+# %% ../nbs/05c_cuda.ipynb #f83e73b0
 @lru_cache(None)
 def _cupy_problem() -> str:
     "Why CuPy cannot be used, in words that help; empty: it can."
@@ -368,7 +372,7 @@ def _arguments(tensors, value, offset, groups, stride, padding, dilation, scale,
     sizes = [np.int32(i) for i in (h, w, ho, wo, groups, *stride, *padding, *dilation)]
     return (*addresses, *sizes, (np.float64 if total == "double" else np.float32)(scale))
 
-
+# %% ../nbs/05c_cuda.ipynb #d4d39390
 def _aligned(t: Tensor) -> Tensor:
     "Contiguous, and at an address that wide loads accept."
     t = t.contiguous()

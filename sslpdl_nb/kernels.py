@@ -98,7 +98,7 @@ def dots(typing, g, a, b, c, d):
         return total
     return four(g, a, b, c, d), code
 
-# %% ../nbs/05b_kernels.ipynb #802c5d24
+# %% ../nbs/05b_kernels.ipynb #abb7d652
 SCRATCH = 320                   # taps that are located at a time; times some 20 numbers each = 25 kB
 GRAIN = 2**17                   # channels times taps that are worth a thread of their own, some 30 microseconds
 
@@ -119,7 +119,7 @@ def table(typing, address):
     code = lambda context, build, sig, args: build.bitcast(args[0], context.get_value_type(types.CPointer(types.int64)))
     return types.CPointer(types.int64)(types.voidptr), code
 
-
+# %% ../nbs/05b_kernels.ipynb #bfab36e3
 def _scratch(item, n=SCRATCH):
     def code(context, build, sig, args):
         with build.goto_entry_block():
