@@ -281,6 +281,12 @@ def test_missing_cupy_is_named(monkeypatch):
     assert "int64" in cuda.problem("cuda", torch.int64, 16, (3, 3))
 
 
+def test_fallback_on_a_device_warns(monkeypatch):
+    monkeypatch.delenv("SSLPDL_DEFORM", raising=False)
+    monkeypatch.setattr(cuda, "_cupy_problem", lambda: "CuPy is on holiday")
+    with pytest.warns(UserWarning, match="holiday"): assert layer.choose("cuda", torch.float32, 16, (3, 3)) == "grid_sample"
+
+
 def test_cuda_on_the_processor_is_refused(monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", "cuda")
     with pytest.raises(DataError, match="not on a CUDA device"): layer.choose("cpu", torch.float32, 16, (3, 3))
