@@ -27,7 +27,7 @@ from sslpdl_nb.laboratory import (FORECAST, NATURE, SMOOTHING, MoistQG, analysis
 __all__ = ['HOURLY', 'SIZES', 'DAYS_BETWEEN', 'PACKING', 'WIND', 'TARGETS', 'Size', 'group_seed', 'season', 'ideal', 'datasets',
            'simulate', 'nearest', 'calibration', 'spectrum']
 
-# %% ../nbs/02b_archive.ipynb #d087dab8
+# %% ../nbs/02b_archive.ipynb #b4addb54
 @dataclass(frozen=True)
 class Size:
     "How much to simulate."
@@ -37,7 +37,7 @@ class Size:
     leads: tuple                # lead times, h
     nwp: LambertGrid            # of the forecasts
     qpe: LambertGrid            # of the rain analyses
-    members: int = 1            # atmospheres in one group; more than one for a GPU
+    members: int = 1            # atmospheres in one group
     spinup: int = 25            # days before the first forecast
 
     @property
@@ -62,8 +62,8 @@ def _window(stride, rows, columns, nwp_stride):
 HOURLY = tuple(range(25, 31))
 SIZES = {
     "tiny": Size(128, 10, 3, (25, 27, 30), *_window(3, 64, 32, 6)),
-    "course": Size(128, 28, 3, HOURLY, *_window(2, 112, 64, 4)),
-    "paper": Size(256, 40, 10, HOURLY, *_window(1, 224, 128, 1)),
+    "course": Size(128, 7, 3, HOURLY, *_window(2, 112, 64, 4), members=4),
+    "paper": Size(256, 10, 10, HOURLY, *_window(1, 224, 128, 1), members=4),
 }
 
 # %% ../nbs/02b_archive.ipynb #649b6844

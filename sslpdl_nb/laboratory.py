@@ -337,7 +337,7 @@ def sixteen(
     out["rain"] = rain
     return {v.name: out[v.name] for v in VARIABLES}
 
-# %% ../nbs/02_laboratory.ipynb #18e93710
+# %% ../nbs/02_laboratory.ipynb #ca270ee1
 def random_field(
     shape,                      # (h, w)
     spacing: float,             # of the grid, m
@@ -345,7 +345,7 @@ def random_field(
     longest: float,             # wavelength, m
     generator: torch.Generator,
     members: int = 1,
-    slope: float = 5.0,         # of the isotropic power spectrum, k**-slope
+    slope: float = 2.5,         # of the isotropic power spectrum, k**-slope
 ) -> torch.Tensor:              # (members, h, w), mean 0, variance 1
     "Gaussian noise with a power-law spectrum between two wavelengths."
     k = np.hypot(np.fft.fftfreq(shape[0], spacing)[:, None], np.fft.rfftfreq(shape[1], spacing)[None])
@@ -368,7 +368,7 @@ def upslope(
     w = u * torch.as_tensor(gx).float() + v * torch.as_tensor(gy).float()
     return torch.exp(0.8 * torch.tanh(w / 0.1))
 
-# %% ../nbs/02_laboratory.ipynb #01b7f74e
+# %% ../nbs/02_laboratory.ipynb #630fe791
 @dataclass(frozen=True)
 class Rain:
     "How model rain becomes rain at a point."
@@ -395,7 +395,7 @@ def lumpy(
 ) -> torch.Tensor:              # rain rate (members, h, w), mm/h
     "Scale, slopes, cells, drizzle."
     shape = tuple(4 * math.ceil(1.5 * s / 4) for s in x.shape)
-    g = random_field(shape, spacing, 3 * spacing, 150e3, generator, len(P))[:, :x.shape[0], :x.shape[1]]
+    g = random_field(shape, spacing, 2 * spacing, 600e3, generator, len(P))[:, :x.shape[0], :x.shape[1]]
     cells = torch.exp(how.sigma * g - how.sigma**2 / 2)
     wet = how.drizzle * torch.sigmoid((P - 0.1) / 0.025)
     return (how.scale * (P - how.dry).clamp(min=0) * upslope(u, v, x, y, how.smoothing) * cells + wet - how.cut).clamp(min=0)

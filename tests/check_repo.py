@@ -22,7 +22,7 @@ from make_readme import readme
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMETERS = ["seed", "fast", "preset", "data_dir", "out_dir"]
-LIGHT = ["core", "laboratory", "archive", "deform", "encoder", "decoder", "masking", "train", "labels", "finetune", "verify", "gradcam"]
+LIGHT = ["core", "laboratory", "archive", "deform", "cuda", "layer", "encoder", "decoder", "masking", "train", "labels", "finetune", "verify", "gradcam"]
 HEAVY = ["cartopy", "matplotlib", "scipy", "netCDF4", "pyproj", "dask", "eccodes", "cupy", "IPython", "nbdev", "fastcore"]
 ALONE = ["verify", "gradcam", "grid", "deform", "laboratory"]      # may import core and nothing else of ours
 KB_WARN, KB_LIMIT = 300, 400

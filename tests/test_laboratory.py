@@ -168,7 +168,7 @@ def test_winds_are_nearly_geostrophic(weather):
 
 
 def test_cells_keep_the_mean_and_have_no_grid_noise():
-    g = random_field((64, 64), 10e3, 40e3, 200e3, torch.Generator().manual_seed(0), members=200)
+    g = random_field((64, 64), 10e3, 40e3, 300e3, torch.Generator().manual_seed(0), members=200)
     power = torch.fft.rfft2(g).abs().pow(2).mean(0)
     k = np.hypot(np.fft.fftfreq(64, 10e3)[:, None], np.fft.rfftfreq(64, 10e3)[None])
     assert power[k > 1 / 38e3].max() < 1e-6 * power.max()
