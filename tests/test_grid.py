@@ -309,3 +309,94 @@ def test_damaged_weights(tmp_path):
         try: Regridder.load(path)(np.zeros((2, 2)))
         except SSLPDLError: pass
     with pytest.raises(GridError): Regridder.load(tmp_path / "absent.npz")
+
+
+# other maps, windows of the source, the compiled loop
+
+SPHERE = "+R=6371229 +no_defs"
+MAPS = {
+    "degrees": (f"+proj=longlat {SPHERE}", np.arange(118, 142, 0.5), np.arange(28, 48, 0.5)),
+    "moved pole": (f"+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=52 +lon_0=127 {SPHERE}", np.arange(-12, 12, 0.5), np.arange(-12, 12, 0.5)),
+    "polar": (f"+proj=stere +lat_0=90 +lat_ts=60 +lon_0=127 {SPHERE}", np.arange(-14e5, 14e5, 5e4), np.arange(-72e5, -46e5, 5e4)),
+    "mercator": (f"+proj=merc +lon_0=127 {SPHERE}", np.arange(-14e5, 14e5, 5e4), np.arange(31e5, 60e5, 5e4)),
+    "gaussian rows": (f"+proj=longlat {SPHERE}", np.arange(118, 142, 0.5), np.degrees(np.arcsin(np.linspace(0.46, 0.75, 50)))),
+    "north first": (f"+proj=longlat {SPHERE}", np.arange(118, 142, 0.5), np.arange(48, 28, -0.5)),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_every_map_regrids_to_ours(name):
+    from sslpdl_nb.maps import PointGrid, crs_attributes, grid_of, map_grid, place
+    grid = map_grid(*MAPS[name])
+    f = lambda lon, lat: 2 + (p := unit_vectors(lon, lat))[..., 0]**2 - p[..., 1] * p[..., 2]
+    truth = f(*QPE_GRID.lonlat())
+    on_map, by_search = (Regridder.between(g, QPE_GRID) for g in (grid, PointGrid(*grid.lonlat())))
+    for r in (on_map, by_search):
+        assert np.nanmax(np.abs(r(f(*grid.lonlat())) - truth)) < 5e-5        # h^2 / 8 times the second derivatives
+        assert np.isnan(r(f(*grid.lonlat()))).sum() == 0
+        assert np.allclose(r(np.full(grid.shape, 7.5)), 7.5, rtol=1e-14)
+    x, y = np.meshgrid(grid.x, grid.y)
+    tx, ty = grid.project(*QPE_GRID.lonlat())
+    assert np.abs(on_map(x + 2 * y) - tx - 2 * ty).max() < 1e-10 * np.abs(tx).max()          # linear on its own map
+    assert grid_of(xr.Dataset({"crs": ((), 0, crs_attributes(grid))}, place(grid))) == grid
+
+
+@pytest.mark.parametrize("name", ["moved pole", "polar"])
+def test_second_order_on_other_maps(name):
+    from sslpdl_nb.maps import map_grid
+    proj, x, y = MAPS[name]
+    error = []
+    for n in (13, 25, 49):
+        grid = map_grid(proj, np.linspace(x[0], x[-1], n), np.linspace(y[0], y[-1], n))
+        f = lambda lon, lat: np.sin(np.radians(6 * lon)) * np.cos(np.radians(5 * lat))
+        error.append(np.nanmax(np.abs(Regridder.between(grid, TARGET)(f(*grid.lonlat())) - f(*TARGET.lonlat()))))
+    assert 3 < error[0] / error[1] < 5 and 3 < error[1] / error[2] < 5
+
+
+def test_conservative_total_on_a_moved_pole():
+    from sslpdl_nb.maps import map_grid
+    grid = map_grid(MAPS["moved pole"][0], np.arange(-6, 6, 0.5), np.arange(-8, 8, 0.5))
+    wide = LambertGrid(40, 40, 90e3, -1800e3, -1800e3)
+    middle = unit_vectors(*wide.lonlat()).reshape(-1, 3).mean(0)
+    before, after = cell_areas(grid_like(grid), middle), cell_areas(wide, middle)
+    rain = np.random.default_rng(3).gamma(0.2, 5.0, grid.shape)
+    r = Regridder.between(grid, wide, "conservative", min_valid=0.0)
+    share = r.weights.sum(1).reshape(wide.shape)
+    assert np.nansum(r(rain) * after * share) == pytest.approx((rain * before).sum(), rel=1e-12)
+
+
+def grid_like(grid):
+    "Any grid with the radius that cell_areas asks for."
+    from types import SimpleNamespace
+    return SimpleNamespace(lonlat=grid.lonlat, shape=grid.shape, radius=6371008.77)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "nearest", "conservative"])
+def test_a_window_of_a_large_source_is_enough(method, monkeypatch):
+    from sslpdl_nb import grid as module
+    lon, lat = np.meshgrid(np.arange(90, 170, 1.0), np.arange(5, 75, 1.0))
+    f = np.random.default_rng(4).normal(size=lon.shape)
+    part = Regridder(lon, lat, *TARGET.lonlat(), method)(f)
+    monkeypatch.setattr(module, "_part", lambda p, targets: (p, np.arange(p[..., 0].size), module._half_diagonal(p, p.shape[:-1])))
+    assert np.allclose(part, Regridder(lon, lat, *TARGET.lonlat(), method)(f), atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "nearest", "conservative"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_compiled_loop_equals_the_matrix(method, dtype):
+    from sslpdl_nb.grid import _apply_compiled
+    rng = np.random.default_rng(5)
+    wide = LambertGrid(30, 40, 60e3, -900e3, -1200e3, 128.0, 38.0, (35.0, 50.0))
+    for target in (TARGET, wide):
+        r = Regridder.between(SOURCE, target, method)
+        f = rng.normal(size=(5, SOURCE.ny * SOURCE.nx)).astype(dtype)
+        f[1, ::3], f[2], f[3, 7] = np.nan, np.nan, np.inf
+        fast, slow = _apply_compiled(r, f).reshape(5, *target.shape), r(f.reshape(5, *SOURCE.shape))
+        assert fast.dtype == dtype and np.array_equal(np.isnan(fast), np.isnan(slow)) and np.allclose(fast, slow, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_between_on_axes_of_either_direction():
+    from sslpdl_nb.grid import between
+    for axis in (np.array([1.0, 2, 4, 8]), np.array([8.0, 4, 2, 1])):
+        k, s, inside = between(axis, np.array([1.0, 3, 8, 9, 0.5]))
+        assert np.allclose((axis[k] * (1 - s) + axis[k + 1] * s)[inside], [1, 3, 8]) and inside.tolist() == [True, True, True, False, False]
