@@ -102,17 +102,20 @@ def threshold_csi(
     alarms = np.cumsum(np.bincount(step, minlength=bins)[::-1])[::-1]
     return np.arange(bins) / bins, hits / np.maximum(alarms + event.sum() - hits, 1)
 
-# %% ../nbs/11_finetune.ipynb #e298d533
+# %% ../nbs/11_finetune.ipynb #064e100a
 def tune_thresholds(
     probabilities: np.ndarray,      # (n, K, h, w)
     rain: np.ndarray,               # (n, h, w) observed on validation days
     edges: tuple,                   # class edges, mm/h
+    max_bias: float = 4.0,          # thresholds that warn more often than this times the events are out
 ) -> tuple:                         # one threshold per edge
     "The thresholds of the best CSI; one half where the event was never observed."
-    best = []
+    best, seen = [], ~np.isnan(rain)
     for p, edge in zip(np.moveaxis(exceedance(probabilities), 1, 0), edges):
         thresholds, csi = threshold_csi(p, rain, edge)
-        best.append(float(thresholds[1 + csi[1:].argmax()]) if csi.max() > 0 else 0.5)
+        warnings, events = seen.sum() - np.searchsorted(np.sort(p[seen]), thresholds), (rain[seen] >= edge).sum()
+        allowed = np.flatnonzero((warnings <= max_bias * events) & (thresholds > 0))
+        best.append(float(thresholds[allowed[csi[allowed].argmax()]]) if events and allowed.size else 0.5)
     return tuple(best)
 
 

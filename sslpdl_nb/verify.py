@@ -232,12 +232,13 @@ def decompose(
     parts["within"] = parts["brier"] - parts["reliability"] + parts["resolution"] - parts["uncertainty"]
     return {k: float(v) for k, v in parts.items()}
 
-# %% ../nbs/12_verify.ipynb #9f7252a3
+# %% ../nbs/12_verify.ipynb #16bcaa9c
 def best_cut(
     p,                              # probability (or rain rate) of each case, any shape; NaN = unknown
     o,                              # yes/no observed, same shape
     cuts=None,                      # candidates; None = 0.01 ... 0.99
     valid=None,                     # where to look; None = where p is known
+    max_bias: float = np.inf,       # cuts that say yes more often than this times the events are out
 ) -> float:                         # the cut with the largest CSI of `p >= cut`
     "The cut that gives the largest CSI; use validation days only."
     p, o = np.asarray(p, dtype=float), np.asarray(o, dtype=bool)
@@ -246,6 +247,7 @@ def best_cut(
     yes, no = np.sort(p[valid & o]), np.sort(p[valid & ~o])
     hits, false_alarms = (x.size - np.searchsorted(x, cuts, side="left") for x in (yes, no))
     scores = csi(Contingency(hits, yes.size - hits, false_alarms, 0))
+    scores = np.where(hits + false_alarms <= max_bias * yes.size, scores, np.nan)
     return float(cuts[np.nanargmax(scores)]) if np.isfinite(scores).any() else float(cuts[0])
 
 # %% ../nbs/12_verify.ipynb #d939ac1d

@@ -148,3 +148,12 @@ def test_scores_do_not_need_rain_everywhere(splits):
     task, model = Finetune(CONFIG), UNet(CONFIG).eval()
     with torch.no_grad(): scores = task.scores(model, torch.utils.data.DataLoader(splits.valid, 2))
     assert set(scores) == {"valid_loss", "csi"} and 0 <= scores["csi"] <= 1
+
+
+def test_thresholds_do_not_cry_wolf():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet((5, 3, 1), size=(4, 16, 16)).transpose(0, 3, 1, 2)
+    rain = np.where(rng.random((4, 16, 16)) < 0.01, 20.0, 0.0)
+    for edge, threshold, q in zip((0.1, 10.0), tune_thresholds(p, rain, (0.1, 10.0)), np.moveaxis(exceedance(p), 1, 0)):
+        assert (q >= threshold).sum() <= 4 * (rain >= edge).sum()
+    assert tune_thresholds(p, np.zeros_like(rain), (0.1, 10.0)) == (0.5, 0.5)

@@ -179,3 +179,9 @@ def test_module_needs_core_only():
     from pathlib import Path
     source = Path(verify.__file__).read_text()
     assert {line.split()[1] for line in source.splitlines() if line.startswith(("from sslpdl", "from .", "import sslpdl"))} <= {"sslpdl_nb.core", ".core"}
+
+
+def test_best_cut_may_not_cry_wolf():
+    p, o = np.r_[np.linspace(0.5, 0.6, 100), 0.55], np.r_[np.zeros(100), 1.0]         # an event that no cut singles out
+    assert (p >= best_cut(p, o)).sum() > 4
+    assert (p >= best_cut(p, o, max_bias=4)).sum() <= 4
