@@ -269,7 +269,7 @@ def _finish(size, work, out, netcdf):
             os.replace(store, out / store.name)
     shutil.rmtree(work)
 
-# %% ../nbs/02b_archive.ipynb #f8e9e273
+# %% ../nbs/02b_archive.ipynb #50808014
 def simulate(
     size: str = "tiny",         # tiny | course | paper, or a Size
     out="data_samples/tiny",    # folder for nwp, qpe and ideal: NetCDF for tiny, else Zarr
@@ -284,7 +284,7 @@ def simulate(
         raise DataError(mismatch("simulate: size", f"one of {list(SIZES)}", repr(size)))
     name, size, out = (size, SIZES[size], Path(out)) if isinstance(size, str) else ("own", size, Path(out))
     plan, work = _plan(size, name, seed, draws, out), out / ".unfinished"
-    if not plan: return out
+    if not plan: return out             # complete
     _room(size, out)
     try:
         if not (work / "plan.json").exists():
@@ -295,7 +295,6 @@ def simulate(
         todo = [g for g in range(size.groups) if not (work / f"group-{g:03d}.json").exists()]
         bar = tqdm(total=size.groups * size.starts, initial=(size.groups - len(todo)) * size.starts, desc="starts", disable=not progress)
         ideal_from = size.groups - max(1, size.groups // 4)
-
         def make(group):
             part = season(size, seed, group, device, draws if group >= ideal_from else 0, bar.update)
             if draws and "ideal" not in part:

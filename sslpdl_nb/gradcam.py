@@ -79,7 +79,7 @@ def _evaluation(model):
     finally:
         for m, training in modes: m.training = training
 
-# %% ../nbs/13_gradcam.ipynb #d8642094
+# %% ../nbs/13_gradcam.ipynb #c3d23b52
 class GradCAM:
     "`with GradCAM(model, layer) as explain: explain.cam(x, class_index)`; no hook outlives the block."
     def __init__(self,
@@ -92,8 +92,7 @@ class GradCAM:
         self._hook = self.layer.register_forward_hook(self._catch); return self
 
     def __exit__(self, *error):
-        self._hook.remove()
-        self._hook = self._maps = None
+        self._hook.remove(); self._hook = self._maps = None
 
     def _catch(self, module, inputs, output):
         if not isinstance(output, torch.Tensor) or output.ndim != 4:

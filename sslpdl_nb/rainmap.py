@@ -222,7 +222,7 @@ def _row_label(ax, one: xr.Dataset, k: int):
     when = one["valid_time"].values[k].astype("datetime64[h]").astype(datetime)
     ax.text(-0.06, 0.5, f"{when:%Y-%m-%d %H} UTC, +{hours:g} h", rotation=90, va="center", ha="right", fontsize=9, transform=ax.transAxes)
 
-# %% ../nbs/14_rainmap.ipynb #97879729
+# %% ../nbs/14_rainmap.ipynb #e533a986
 def parser() -> argparse.ArgumentParser:
     "The options of the command `sslpdl`."
     top = argparse.ArgumentParser(prog="sslpdl", description="From weather forecasts to rain probabilities.")
@@ -250,11 +250,13 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--fresh", action="store_true", help="begin anew instead of resuming")
     s = commands.add_parser("simulate", help="make a sample with the simulated atmosphere")
     s.add_argument("--size", default="tiny", help="tiny | course | paper (default: tiny)")
-    s.add_argument("--out", required=True, metavar="DIR", help="folder for nwp.nc and qpe.nc")
+    s.add_argument("--out", required=True, metavar="DIR", help="folder for nwp, qpe and ideal; started again, an interrupted run goes on")
     s.add_argument("--seed", type=int, default=0, help="of every random number (default: 0)")
+    s.add_argument("--draws", type=int, default=0, help="members of the ideal ensemble, the ceiling of all forecasts (default: 0, none)")
+    s.add_argument("--workers", type=int, help="groups side by side (default: one a core)")
     return top
 
-# %% ../nbs/14_rainmap.ipynb #060917cc
+# %% ../nbs/14_rainmap.ipynb #6e241892
 def _run_predict(args):
     grid = None if args.where == "checkpoint" else central_us(tuple(load_model(args.checkpoint)[1]["config"].image_size))
     ds = predict(args.nwp, args.checkpoint, grid, args.source)
@@ -280,8 +282,8 @@ def main(argv=None) -> int:
             prepare(args.nwp, args.qpe, args.out, source=args.source, rain_source=args.rain_source, grid=args.grid, hours=args.hours,
                     min_valid=args.min_valid, scheduler=args.scheduler, workers=args.workers, fresh=args.fresh)
         else:
-            from sslpdl_nb.laboratory import simulate
-            simulate(args.size, args.out, args.seed)
+            from sslpdl_nb.archive import simulate
+            simulate(args.size, args.out, args.seed, draws=args.draws, workers=args.workers)
     except (SSLPDLError, OSError) as error:
         print(f"sslpdl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -279,9 +279,9 @@ def test_command_says_what_is_wrong_in_one_line(checkpoint, tmp_path, capsys):
 
 
 def test_command_hands_simulation_to_the_laboratory(monkeypatch, tmp_path):
-    laboratory = pytest.importorskip("sslpdl_nb.laboratory")
+    archive = pytest.importorskip("sslpdl_nb.archive")
     seen = []
-    monkeypatch.setattr(laboratory, "simulate", lambda *a: seen.append(a))
+    monkeypatch.setattr(archive, "simulate", lambda *a, **more: seen.append(a))
     assert rainmap.main(["simulate", "--size", "tiny", "--out", str(tmp_path), "--seed", "3"]) == 0
     assert seen == [("tiny", str(tmp_path), 3)]
 
