@@ -239,7 +239,10 @@ def front_page(out: Path, nbs: Path, seconds: dict):
     if (out / "rainmap.png").exists():
         with atomic(nbs / "images" / "rainmap.png") as tmp:
             shutil.copy(out / "rainmap.png", tmp)
-    write_json(nbs / "images" / "seconds.json", {name: round(s) for name, s in seconds.items()})
+    path = nbs / "images" / "seconds.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    new = before | {name: round(s) for name, s in seconds.items()}
+    write_json(path, {name: new[name] for name in sorted(new) if (nbs / f"{name}.ipynb").exists()})
 
 
 # ------------------------------------------------------------------ receipt
