@@ -354,14 +354,14 @@ def crop(
     top, left = (ny - h) // 2, (nx - w) // 2
     return qpe.isel(y=slice(top, top + h), x=slice(left, left + w)) if (h, w) != (ny, nx) else qpe
 
-# %% ../nbs/04_data.ipynb #79a21579
+# %% ../nbs/04_data.ipynb #8cd639c1
 def _samples(data_dir, config, memory) -> tuple:
     "All samples of a folder or store, and its name: in memory if they are few, else on disk."
     store = next((p for p in (Path(data_dir), Path(data_dir) / "samples.zarr") if (p / "manifest.json").exists()), None)
     if store is None:
         nwp, qpe = find_data(data_dir)
-        with open_lazy(nwp, keep=False) as ds: size = ds.nbytes
-        if size <= memory: return pair(open_nwp(nwp), crop(open_qpe(qpe), config.image_size)), nwp
+        forecast = _read(nwp, memory)
+        if not forecast.chunks: return pair(check_nwp(forecast, str(nwp)), crop(check_qpe(_read(qpe), str(qpe)), config.image_size)), nwp
         store = _on_disk(nwp, qpe, config)
     samples = open_samples(store, memory)
     if samples["rain"].shape[1:] != tuple(config.image_size): samples = crop(samples.drop_vars("moments"), config.image_size)

@@ -85,7 +85,7 @@ def the_source(source) -> Source:
         raise DataError(mismatch("source", f"one of {sorted(SOURCES)}, or a Source of your own", repr(source)))
     return SOURCES[source]
 
-# %% ../nbs/03f_files.ipynb #24d7219b
+# %% ../nbs/03f_files.ipynb #62ce4b06
 class _Hand:
     "The fields of one forecast start, looked up by name, level and hours."
     def __init__(self, fields, source):
@@ -128,7 +128,7 @@ class _Hand:
                 parts.append(rate)
             else: return _added(parts)
 
-
+# %% ../nbs/03f_files.ipynb #819974dc
 def _is_amount(units) -> bool:
     "Whether a unit of rain is an amount (mm) and not a rate."
     try: derive.unit_factor(units, "mm h-1", ""); return False
@@ -137,7 +137,7 @@ def _is_amount(units) -> bool:
 
 def _added(parts): return parts[0] if len(parts) == 1 else ("sum", *parts)
 
-# %% ../nbs/03f_files.ipynb #ed62655e
+# %% ../nbs/03f_files.ipynb #33c0dc50
 _UNITS_OF = {"gh": "m", "slp": "Pa", "rh": "%", "t": "K", "td": "K", "q": "kg kg-1", "u": "m s-1", "v": "m s-1", "sp": "Pa", "orog": "m", "ws": "m s-1", "wd": "degree"}
 
 
@@ -174,7 +174,7 @@ def _column(hand, lead):
     if len(levels) < 5 or max(b / a for a, b in zip(levels[1:], levels)) > 2.1: return None
     return tuple(levels), tuple(hand.field(f"t{p:g}", lead, "K") for p in levels), tuple(_recipe(hand, f"rh{p:g}", lead, ()) for p in levels)
 
-
+# %% ../nbs/03f_files.ipynb #703c8826
 def _ground(hand, leads):
     "The terrain, estimated from the mean surface pressure and the columns of air of at most three lead times."
     sp = [hand.field("sp", h, "Pa") for h in leads]
@@ -188,7 +188,7 @@ def _hypsometric(hand, level, lead, ask):
     column, parts = _column(hand, lead), [ask(q) for q in ("sp", "orog")]
     return ("hypsometric", level, *parts, *column) if column and level in column[0] and all(parts) else None
 
-# %% ../nbs/03f_files.ipynb #76897f81
+# %% ../nbs/03f_files.ipynb #1a9c8b17
 @dataclass(frozen=True)
 class Step:
     "One start and lead time: its grid, and a recipe for each variable."
@@ -226,7 +226,7 @@ def _parts(recipe):
     elif isinstance(recipe, tuple):
         for r in recipe: yield from _parts(r)
 
-
+# %% ../nbs/03f_files.ipynb #57424a5d
 def _guessed(recipe) -> bool:
     "Whether a recipe uses an estimated terrain."
     return isinstance(recipe, tuple) and (recipe[:1] == ("terrain",) or any(map(_guessed, recipe)))
@@ -238,7 +238,7 @@ def _words(recipe) -> str:
             "rh_td": "from dew point", "rh_q": "from specific humidity", "slp": "reduced from the ground", "hypsometric": "hypsometric equation",
             "from_direction": "from speed and direction", "terrain": "from surface pressure"}[recipe[0]]
 
-# %% ../nbs/03f_files.ipynb #a86b9885
+# %% ../nbs/03f_files.ipynb #5eef77a8
 @lru_cache(maxsize=4)
 def _terrain(pressures, columns) -> np.ndarray:
     "The ground, estimated from the mean surface pressure of a run, m."
@@ -261,7 +261,7 @@ def _read(f: Field, units: str) -> np.ndarray:
         raise DataError(mismatch(f"{f.where}: {f.name}", f"shape {f.grid.shape}", values.shape))
     return values if (factor, offset) == (1, 0) else values * factor + offset
 
-
+# %% ../nbs/03f_files.ipynb #8e913c7b
 def _cook(recipe, memo) -> np.ndarray:
     "The values of a recipe."
     if recipe in memo: return memo[recipe]
@@ -304,7 +304,7 @@ def evaluate(
         out.append(values); clipped += n
     return np.stack(out), clipped
 
-# %% ../nbs/03f_files.ipynb #0ebaa355
+# %% ../nbs/03f_files.ipynb #cab6fe2e
 def read_nwp(
     paths,                          # file, folder, or several
     source="grib",                  # key of SOURCES, a Source or a dictionary of your own
@@ -338,7 +338,7 @@ def read_nwp(
     return xr.Dataset(data | {"crs": ((), 0, crs_attributes(grid))}, dict(time=np.array(starts), lead_time=lead) | place(grid),
                       dict(Conventions="CF-1.11", title=f"forecast of {names}", source=source if isinstance(source, str) else "own table", note="; ".join(note)))
 
-
+# %% ../nbs/03f_files.ipynb #baae4459
 def list_files(paths) -> list:
     "The files that a path, a folder or several of them stand for."
     out = [f for p in ([paths] if isinstance(paths, (str, Path)) else paths)

@@ -349,7 +349,7 @@ def conservative_weights(
 # %% ../nbs/03_grid.ipynb #c9931c3c
 METHODS = ("bilinear", "nearest", "conservative")
 
-# %% ../nbs/03_grid.ipynb #3303da77
+# %% ../nbs/03_grid.ipynb #5978df5d
 def _matrix(rows, columns, values, shape):
     "A sparse matrix of the positive weights."
     from scipy.sparse import csr_array
@@ -381,7 +381,7 @@ def _on_map(projection, shape) -> bool:
     if projection is None or getattr(projection, "shape", None) != shape: return False
     return not (getattr(projection, "in_degrees", False) and abs(projection.x[-1] - projection.x[0]) > 359 - 2 * abs(projection.x[1] - projection.x[0]))
 
-
+# %% ../nbs/03_grid.ipynb #3f31dbc9
 def _weights(source, target, method, projection):
     "The matrix of one method; `source` and `target` are pairs (lon, lat) of arrays."
     if method not in METHODS:
@@ -468,7 +468,7 @@ class Regridder:
         vars(self).update(_read_weights(path))
         return self
 
-# %% ../nbs/03_grid.ipynb #020ac6bc
+# %% ../nbs/03_grid.ipynb #1222a1fc
 def _apply_rows(f, start, index, weight, least, out):
     "The formula for fields f (k, n) and targets out (k, m); row i of the weights is start[i]:start[i + 1]."
     for k in range(f.shape[0]):
@@ -507,7 +507,7 @@ def _four(w, least):
         scale = np.where((share > 0) & (share >= least), 1 / share, np.nan)
     return np.where(there, w.indices[at], w.indices[at[0]]).astype(np.int32), np.where(there, w.data[at], 0.0), scale
 
-
+# %% ../nbs/03_grid.ipynb #78210d69
 def _apply_compiled(regridder, f) -> np.ndarray:
     "The compiled formula, fields shared among threads; gaps are left to the careful version."
     w, least, out = regridder.weights, regridder.min_valid - 1e-9, np.empty((len(f), regridder.weights.shape[0]), f.dtype)

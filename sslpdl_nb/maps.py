@@ -38,7 +38,7 @@ def _transformer(proj: str):
     except pyproj.exceptions.ProjError as error:
         raise GridError(mismatch("map projection", "one that PROJ knows", f"{proj!r}: {error}")) from error
 
-# %% ../nbs/03b_maps.ipynb #5c003f73
+# %% ../nbs/03b_maps.ipynb #b4edb24d
 @dataclass(frozen=True)
 class MapGrid:
     "A grid whose rows and columns follow the axes of a map that PROJ knows."
@@ -75,7 +75,7 @@ class MapGrid:
         "Longitude and latitude of every grid point, two arrays of shape (rows, columns), degrees."
         return self.unproject(*np.meshgrid(self.x, self.y))
 
-
+# %% ../nbs/03b_maps.ipynb #90047d09
 def map_grid(
     proj: str,          # PROJ string or WKT
     x,                  # axis of the columns

@@ -43,7 +43,7 @@ class Field:
     @property
     def key(self): return self.name, self.kind, self.level
 
-# %% ../nbs/03e_messages.ipynb #43a36d26
+# %% ../nbs/03e_messages.ipynb #fbb80d5b
 _GRID_SIZES = {0: 32, 10: 42, 1: 42, 3: 42, 5: 32, 13: 42}         # GRIB 1: kind of grid -> bytes of its section
 
 
@@ -64,7 +64,7 @@ def _sections_1(m: bytes) -> bool:
     size = number(at, 3)
     return size >= 11 and m[at + 10] <= 32 and at + size + 4 == len(m)
 
-
+# %% ../nbs/03e_messages.ipynb #1b258f21
 def _groups_fit(m: bytes, d: int, v: int, packing: int) -> bool:
     "Complex packing (GRIB 2): whether widths and lengths of the groups of values add up to the section of values."
     number = lambda at, n: int.from_bytes(m[at:at + n], "big")
@@ -171,7 +171,7 @@ def _grib_grid(kind, shape, keys):
         return grid_of(ds)
     return map_grid(proj, x, np.sort(y))
 
-# %% ../nbs/03e_messages.ipynb #45ebae99
+# %% ../nbs/03e_messages.ipynb #683f7f88
 _GRID_KEYS = ("latitudeOfFirstGridPointInDegrees", "longitudeOfFirstGridPointInDegrees", "latitudeOfLastGridPointInDegrees", "longitudeOfLastGridPointInDegrees",
               "DxInMetres", "DyInMetres", "LoVInDegrees", "LaDInDegrees", "Latin1InDegrees", "Latin2InDegrees", "jScansPositively", "radius", "projString",
               "latitudeOfSouthernPoleInDegrees", "longitudeOfSouthernPoleInDegrees")
@@ -195,7 +195,7 @@ def _grib_header(ec, message, where) -> tuple:
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise GridError(mismatch(f"{where}: grid", f"the numbers of a {kind} grid", f"{type(error).__name__}: {error}")) from error
 
-
+# %% ../nbs/03e_messages.ipynb #151db1d4
 def _grib_values(path, offset, length, shape, up) -> np.ndarray:
     "The values of one message, NaN = missing, south to north."
     ec = _eccodes(path)
@@ -256,7 +256,7 @@ class Source:
     levels: tuple = ()          # hPa, where the file numbers its levels only
     path: str = ""              # regular expression with year, month, day, hour, lead, where they stand in the file's name
 
-# %% ../nbs/03e_messages.ipynb #30075f38
+# %% ../nbs/03e_messages.ipynb #0ecf71b6
 _KINDS = {b"CDF": "NetCDF", b"\x89HDF": "NetCDF", b"GRIB": "GRIB", b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive", b"BZ": "a bzip2 archive"}
 
 
@@ -297,7 +297,7 @@ def _opened(path: str) -> xr.Dataset:
         _OPEN.move_to_end(path)
         return _OPEN[path][1]
 
-
+# %% ../nbs/03e_messages.ipynb #38cc9253
 def open_fresh(path) -> xr.Dataset:
     "A NetCDF file or Zarr store, opened anew by xarray."
     with warnings.catch_warnings():
@@ -416,7 +416,7 @@ def _levels(ds, level, source) -> tuple:
     pressure = source.levels or units in ("hPa", "mbar", "millibars", "Pa") or str(level) in ("pressure_level", "isobaricInhPa", "plev")
     return list(enumerate((v / (100 if units == "Pa" else 1)).tolist())), "isobaricInhPa" if pressure else str(level)
 
-# %% ../nbs/03e_messages.ipynb #2ba0f938
+# %% ../nbs/03e_messages.ipynb #09b65971
 _WRF_NAMES = dict(gh="m", t="K", r="%", u="m s-1", v="m s-1")
 _WRF_PLAIN = {"T2": ("2t", "heightAboveGround", 2.0), "U10": ("10u", "heightAboveGround", 10.0), "V10": ("10v", "heightAboveGround", 10.0),
               "PSFC": ("sp", "surface", 0.0), "HGT": ("orog", "surface", 0.0)}
@@ -445,7 +445,7 @@ def _wrf_values(path, k, name, p) -> np.ndarray:
     except Exception as error:
         raise DataError(mismatch(f"{path}: {name}", "readable values", f"{type(error).__name__}: {error}")) from error
 
-
+# %% ../nbs/03e_messages.ipynb #7d836752
 def _wrf_grid(ds, where, k):
     "The grid of a wrfout file at a time (a nest may travel): its map, checked against its latitudes."
     a, lon, lat = ds.attrs, ds["XLONG"][k].values.astype(float), ds["XLAT"][k].values.astype(float)

@@ -232,7 +232,7 @@ def prepare(
                             lacking_variables=missing, without_observation=unseen, thin_windows=thin), say)
     return out
 
-# %% ../nbs/03h_prepare.ipynb #92e241bd
+# %% ../nbs/03h_prepare.ipynb #62343f56
 def _begin_store(out, identity, grid, found, options):
     "Create the store, or go on with the one of the same question."
     plan_file = out / "plan.json"
@@ -262,7 +262,7 @@ def _compute(jobs, scheduler, workers, say):
         say(f"{len(jobs)} runs on {len(client.scheduler_info()['workers'])} workers at {scheduler}")
         client.gather(client.compute(tasks))
 
-
+# %% ../nbs/03h_prepare.ipynb #181204da
 def _finish(out, jobs, account, say):
     "Collect the notes: which samples are kept, their moments, and the manifest."
     import zarr

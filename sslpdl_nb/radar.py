@@ -98,7 +98,7 @@ def knmi_fields(
     hours = float((end - begin) / np.timedelta64(1, "h"))
     return [Field("rain", "surface", 0.0, end, -hours, 0.0, "mm", Path(path).name, False, grid, partial(_knmi_values, str(path)))]
 
-# %% ../nbs/03g_radar.ipynb #3e34a484
+# %% ../nbs/03g_radar.ipynb #9ef2bdbb
 def _imerg_values(path, name, k) -> np.ndarray:
     "mm/h of one half hour."
     try:
@@ -128,7 +128,7 @@ def _plain_values(path, name, index, down, missing) -> np.ndarray:
     values = _netcdf_values(path, name, index, False, down)
     return np.where(values <= missing, np.nan, values)
 
-
+# %% ../nbs/03g_radar.ipynb #6a9fe09e
 def _plain_fields(path, radar) -> list:
     "The images of a NetCDF grid."
     ds, where = open_lazy(path), Path(path).name
