@@ -109,7 +109,7 @@ def as_cpp(groups, c) -> dict:
     words = cuda.plan(torch.float32, c // groups, (3, 3)) | {"DCN_VEC": c // groups, "DCN_RED4": 0}
     folder = Path(tempfile.mkdtemp())
     (folder / "source.cu").write_text(cuda.SOURCE)
-    subprocess.run([compiler, "-std=c++17", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC", "-w", f"-I{shim}", *(f"-D{k}={v}" for k, v in words.items()),
+    subprocess.run([compiler, "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-fopenmp", "-shared", "-fPIC", "-w", f"-I{shim}", *(f"-D{k}={v}" for k, v in words.items()),
                     f'-DSOURCE_FILE="{folder / "source.cu"}"', str(shim / "launch.cpp"), "-o", str(folder / "deform.so")], check=True)
     function = ctypes.CDLL(str(folder / "deform.so")).run_deform_forward
     shutil.rmtree(folder)

@@ -43,7 +43,9 @@ def shim(words: tuple, fibers: bool = True, flags: tuple = ()):
     BUILDS.mkdir(exist_ok=True)
     (BUILDS / "source.cu").write_text(cuda.SOURCE)
     command = [GXX, "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused", f"-I{SHIM}", *defines, f'-DSOURCE_FILE="{BUILDS / "source.cu"}"',
-               *(["-DFIBERS", "-O1"] if fibers else ["-O3", "-march=native", "-ffast-math", "-fopenmp"]), *flags, str(SHIM / "launch.cpp"), "-o", str(BUILDS / f"{name}.so")]
+               *(["-DFIBERS", "-O1"] if fibers else ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
+                  "-fassociative-math", "-fopenmp"]), *flags,
+               str(SHIM / "launch.cpp"), "-o", str(BUILDS / f"{name}.so")]
     done = subprocess.run(command, capture_output=True, text=True)
     if "__bf16" in done.stderr and done.returncode: pytest.skip("this g++ has no arithmetic for bfloat16")
     assert done.returncode == 0, done.stderr

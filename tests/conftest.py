@@ -1,0 +1,9 @@
+"No test may change how the processor calculates: a library built with -ffast-math turns the smallest numbers to zero for all that follows."
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def smallest_numbers_stay():
+    yield
+    tiny = 5e-324
+    assert tiny * 1.0 != 0.0, "numbers below the normal range have become zero"
