@@ -1,7 +1,7 @@
 """Check what no notebook can check about itself; `make test` begins with this.
 
-(a) nbdev_export and nbdev_clean change nothing   (b) imports run forward and stay light
-(c) each notebook has the parameters cell and its exercises   (d) outputs are there, small and free of errors
+(a) exporting and cleaning change nothing     (b) imports run forward and stay light
+(c) each notebook has the parameters cell and its exercises   (d) outputs are there, small and free of errors, and every cell was run, top to bottom, as it stands
 (e) README.md is what nbs/index.ipynb makes
 """
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).parent))
+from clean_notebooks import KEY, code_hash
 from make_readme import readme
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,11 +34,16 @@ def numbered(root: Path) -> list[Path]:
     return sorted((root / "nbs").glob("[0-9]*.ipynb"))
 
 
+def every(root: Path) -> list[Path]:
+    "The numbered notebooks and the front page."
+    return [*numbered(root), root / "nbs" / "index.ipynb"]
+
+
 def code_cells(path: Path) -> list:
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
 
-# ------------------------------------------------------------------ (a) nbdev changes nothing
+# ------------------------------------------------------------------ (a) exporting and cleaning change nothing
 
 def hashes(root: Path) -> dict:
     "Every file that nbdev may write, with the hash of its content."
@@ -58,10 +64,10 @@ def check_sync(root: Path) -> list[str]:
             if (root / name).exists():
                 shutil.copy(root / name, copy / name)
         before = hashes(copy)
-        for command in ("nbdev_export", "nbdev_clean"):
-            done = subprocess.run([Path(sys.executable).with_name(command)], cwd=copy, capture_output=True, text=True)
+        for command in ([Path(sys.executable).with_name("nbdev_export")], [sys.executable, Path(__file__).with_name("clean_notebooks.py")]):
+            done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
             if done.returncode:
-                return [f"{command} fails: {done.stderr.strip().splitlines()[-1]}"]
+                return [f"{command[-1].stem} fails: {done.stderr.strip().splitlines()[-1]}"]
         after = hashes(copy)
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     return [f"{name} is not what the notebooks say: run `make export`" for name in changed]
@@ -150,7 +156,7 @@ def check_form(root: Path) -> list[str]:
 def check_outputs(root: Path) -> list[str]:
     "Committed outputs: present, no errors, no noise, small."
     problems = []
-    for path in [*numbered(root), root / "nbs" / "index.ipynb"]:
+    for path in every(root):
         if not path.exists():
             problems.append(f"{path.name} is missing")
             continue
@@ -164,6 +170,19 @@ def check_outputs(root: Path) -> list[str]:
             problems.append(f"{path.name} has {kb:.0f} kB, more than {KB_LIMIT}")
         elif kb > KB_WARN:
             print(f"   note: {path.name} has {kb:.0f} kB, more than {KB_WARN}")
+    return problems
+
+
+def check_executed(root: Path) -> list[str]:
+    "The outputs were made by the code beside them: run top to bottom, after the last change."
+    problems = []
+    for path in filter(Path.exists, every(root)):
+        notebook = nbformat.read(path, as_version=4)
+        counts = [c.execution_count for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
+        if notebook.metadata.get(KEY) != code_hash(notebook):
+            problems.append(f"{path.name} was not run since its code changed: run `python tests/run_notebooks.py --in-place {path.stem}`")
+        elif counts != list(range(1, len(counts) + 1)):
+            problems.append(f"{path.name}: its cells are not numbered 1 to {len(counts)}: run `make export`")
     return problems
 
 

@@ -26,6 +26,9 @@ from pathlib import Path
 import nbformat
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent))
+from clean_notebooks import KEY, code_hash
+
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTION = re.compile(r"^```python[ \t]*\n(.*?)^```", re.M | re.S)
 DETAILS = re.compile(r"<details.*?</details>", re.S)
@@ -221,24 +224,24 @@ def write_html(source: Path, nbs: Path):
 
 
 def keep_outputs(source: Path, executed: Path):
-    "Put the new outputs into the source notebook and clean it; nothing else in it changes."
+    "Put new outputs, counts and the hash of the code that made them into the source notebook and clean it."
     notebook, new = read_notebook(source), read_notebook(executed)
     outputs = {c.id: c.outputs for c in new.cells if c.cell_type == "code"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = outputs[cell.id]
+    notebook.metadata[KEY] = code_hash(notebook)
     with atomic(source) as tmp:
         nbformat.write(notebook, tmp)
-    subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean()", "--fname", str(source)],
-                   cwd=ROOT, check=True)
+    subprocess.run([sys.executable, Path(__file__).with_name("clean_notebooks.py"), source], cwd=ROOT, check=True)
 
 
 def front_page(out: Path, nbs: Path, seconds: dict):
-    "What index.ipynb shows: the final map and the seconds of each notebook."
+    "What index.ipynb shows: the maps and the seconds of each notebook."
     (nbs / "images").mkdir(exist_ok=True)
-    if (out / "rainmap.png").exists():
-        with atomic(nbs / "images" / "rainmap.png") as tmp:
-            shutil.copy(out / "rainmap.png", tmp)
+    for made, shown_as in (("rainmap.png", "rainmap.png"), ("real_own.png", "rainmap_real.png")):
+        if (out / made).exists():
+            with atomic(nbs / "images" / shown_as) as tmp: shutil.copy(out / made, tmp)
     path = nbs / "images" / "seconds.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     new = before | {name: round(s) for name, s in seconds.items()}
@@ -270,6 +273,8 @@ def finish(record: dict, out: Path, status: str):
 # ------------------------------------------------------------------ the command
 
 def run(args) -> int:
+    if args.in_place and args.params:
+        raise RunError("--in-place keeps what the parameters in the notebooks give; it takes no --params")
     nbs, out = args.nbs.resolve(), args.out.resolve()
     paths = find_notebooks(nbs, args.notebooks)
     notebooks = {p: read_notebook(p) for p in paths}

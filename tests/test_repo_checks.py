@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import check_repo as check
+import clean_notebooks
 from make_readme import readme, relink
 
 PARAMETERS = 'seed = 0\nfast = False\npreset = "small"\ndata_dir = "d"\nout_dir = "o"'
@@ -63,6 +64,34 @@ def test_outputs(tmp_path):
                                            new("stream", text="x" * 500_000)])
     problems = check.check_outputs(tmp_path)
     assert ["ValueError" in problems[0], "Warning" in problems[1], "kB" in problems[2]] == [True] * 3
+
+
+def test_executed_and_cleaning(tmp_path, monkeypatch):
+    "Numbers stand only beside code that was run as it is; text may change, code may not."
+    monkeypatch.chdir(check.ROOT)                                              # the settings of this project
+    notebook(tmp_path, "00_core", "x = 1", "", "x")
+    path = tmp_path / "nbs" / "00_core.ipynb"
+    def change(f):
+        nb = nbformat.read(path, 4)
+        f(nb)
+        nbformat.write(nb, path)
+        clean_notebooks.clean(path)
+        return [c.execution_count for c in check.code_cells(path)], check.check_executed(tmp_path)
+    assert "00_core.ipynb was not run" in check.check_executed(tmp_path)[0]    # made by hand
+    counts, problems = change(lambda nb: [c.update(execution_count=7) for c in nb.cells if c.cell_type == "code"])
+    assert counts == [None] * 5 and "was not run" in problems[0]               # numbered by hand
+    run = lambda nb: nb.metadata.update({clean_notebooks.KEY: clean_notebooks.code_hash(nb)})
+    assert change(run) == ([1, 2, 3, None, 4], [])
+    def text(nb): nb.cells[-1].source += "\nmore words"
+    assert change(text) == ([1, 2, 3, None, 4], [])
+    clean_notebooks.clean(path)
+    nb = nbformat.read(path, 4)
+    nb.cells[2].execution_count = 9                                            # one cell run again in Jupyter
+    nbformat.write(nb, path)
+    assert "make export" in check.check_executed(tmp_path)[0]
+    def code(nb): nb.cells[2].source += " + 1"
+    counts, problems = change(code)
+    assert counts == [None] * 5 and "was not run" in problems[0] and clean_notebooks.KEY not in nbformat.read(path, 4).metadata
 
 
 def test_sync_notices_a_module_changed_by_hand(tmp_path):

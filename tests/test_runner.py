@@ -146,7 +146,7 @@ def test_choice_of_notebooks(nbs, capsys):
     assert "07_none" in capsys.readouterr().err
 
 
-def test_in_place_keeps_outputs_and_nothing_else(nbs):
+def test_in_place_keeps_outputs_and_counts_and_nothing_else(nbs):
     path = nbs / "00_a.ipynb"
     notebook(path, "md:# a", "print('new')", SOLVED, "seed")
     assert run(nbs, "--in-place") == 0
@@ -154,8 +154,17 @@ def test_in_place_keeps_outputs_and_nothing_else(nbs):
     cells = nbformat.read(path, 4).cells
     assert len(cells) == 5 and "papermill" not in first.decode() and "injected" not in first.decode()
     assert cells[2].outputs[0].text == "new\n" and cells[0].metadata.tags == ["parameters"]
+    assert [c.execution_count for c in cells if c.cell_type == "code"] == [1, 2, 3] and cells[4].outputs[0].execution_count == 3
     assert run(nbs, "--in-place") == 0
     assert path.read_bytes() == first
+
+
+def test_in_place_takes_no_other_parameters(nbs, capsys):
+    notebook(nbs / "00_a.ipynb", "seed")
+    (nbs.parent / "p.yaml").write_text("seed: 3")
+    before = (nbs / "00_a.ipynb").read_bytes()
+    assert run(nbs, "--in-place", "--params", nbs.parent / "p.yaml") == 1
+    assert "--params" in capsys.readouterr().err and (nbs / "00_a.ipynb").read_bytes() == before
 
 
 def test_in_place_feeds_the_front_page(nbs):
