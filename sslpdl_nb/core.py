@@ -20,8 +20,9 @@ import torch
 # %% auto #0
 __all__ = ['VARIABLES', 'VARIABLE_NAMES', 'CLASS_EDGES', 'CLASS_NAMES', 'EARTH_RADIUS', 'QPE_GRID', 'NWP_GRID', 'small', 'course',
            'paper', 'PRESETS', 'Variable', 'rain_class', 'SSLPDLError', 'DataError', 'GridError', 'CheckpointError',
-           'mismatch', 'LambertGrid', 'subgrid', 'cf_attributes', 'Config', 'get_config', 'config_to_json',
-           'config_from_json', 'set_seed', 'atomic_path', 'ensure', 'write_json', 'environment', 'device']
+           'mismatch', 'lambert_cone', 'lambert_project', 'lambert_unproject', 'LambertGrid', 'subgrid',
+           'cf_attributes', 'Config', 'get_config', 'config_to_json', 'config_from_json', 'set_seed', 'atomic_path',
+           'ensure', 'write_json', 'environment', 'device']
 
 # %% ../nbs/00_core.ipynb #e4aa1b73
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ VARIABLES = (
 )
 VARIABLE_NAMES = tuple(v.name for v in VARIABLES)
 
-# %% ../nbs/00_core.ipynb #2beaebd6
+# %% ../nbs/00_core.ipynb #1f0133bc
 CLASS_EDGES = (0.1, 10.0)                          # mm/h
 CLASS_NAMES = ("no rain", "rain", "heavy rain")
 
@@ -62,9 +63,10 @@ CLASS_NAMES = ("no rain", "rain", "heavy rain")
 def rain_class(
     rain,                   # rain rate, any shape, mm/h
     edges=CLASS_EDGES,      # increasing class edges, mm/h
-) -> np.ndarray:            # same shape: 0 no rain, 1 rain, 2 heavy rain
+) -> np.ndarray:            # same shape: 0 no rain, 1 rain, 2 heavy rain, -1 no value
     "The class of each rain rate; a value on an edge belongs to the class above."
-    return np.digitize(np.asarray(rain), edges)
+    rain = np.asarray(rain)
+    return np.where(np.isnan(rain), -1, np.digitize(rain, edges))
 
 # %% ../nbs/00_core.ipynb #f5d47f0a
 class SSLPDLError(Exception):
@@ -91,10 +93,46 @@ def mismatch(
     "The sentence that all our errors use."
     return f"{what}: expected {expected}, found {found}"
 
-# %% ../nbs/00_core.ipynb #189e6e0b
+# %% ../nbs/00_core.ipynb #868884a9
 EARTH_RADIUS = 6371008.77   # m; the sphere used by the Korean 5 km grid
 
 
+def lambert_cone(
+    parallels: tuple,               # two standard parallels, degrees north; equal where the cone only touches
+    lat0: float,                    # latitude of the origin, degrees north
+    radius: float = EARTH_RADIUS,   # m
+) -> tuple:                         # n; R F in m; rho of the origin in m
+    "The cone of a Lambert map: its share of a full circle, and two lengths."
+    (p1, p2), tan = np.radians(parallels), lambda p: np.tan(np.pi/4 + p/2)
+    n = np.sin(p1) if p1 == p2 else np.log(np.cos(p1) / np.cos(p2)) / np.log(tan(p2) / tan(p1))
+    length = radius * np.cos(p1) * tan(p1) ** n / n
+    return n, length, length / tan(np.radians(lat0)) ** n
+
+# %% ../nbs/00_core.ipynb #2acd496b
+def lambert_project(
+    lon, lat,               # degrees, any shape
+    cone: tuple,            # of `lambert_cone`
+    lon0: float,            # central meridian, degrees east
+) -> tuple:                 # x, y in m, from the origin
+    "Longitude and latitude to a place on the map."
+    n, length, rho0 = cone
+    rho = length / np.tan(np.pi/4 + np.radians(lat)/2) ** n
+    theta = n * np.radians((np.asarray(lon) - lon0 + 180) % 360 - 180)
+    return rho * np.sin(theta), rho0 - rho * np.cos(theta)
+
+
+def lambert_unproject(
+    x, y,                   # m, from the origin
+    cone: tuple,            # of `lambert_cone`
+    lon0: float,            # central meridian, degrees east
+) -> tuple:                 # lon, lat in degrees
+    "A place on the map to longitude and latitude."
+    n, length, rho0 = cone
+    side = np.sign(n)                           # -1 where the tip is in the south
+    rho, theta = np.hypot(x, rho0 - y), np.arctan2(side * x, side * (rho0 - y))
+    return lon0 + np.degrees(theta / n), np.degrees(2 * np.arctan((side * length / rho) ** (1/n)) - np.pi/2)
+
+# %% ../nbs/00_core.ipynb #efc694e5
 @dataclass(frozen=True)
 class LambertGrid:
     "A regular grid on a Lambert conformal map of a spherical Earth. Row 0 is the southernmost."
@@ -105,7 +143,7 @@ class LambertGrid:
     y0: float                       # projection y of row 0, m
     lon0: float = 126.0             # central meridian, degrees east
     lat0: float = 38.0              # latitude of origin, degrees north
-    parallels: tuple = (30.0, 60.0) # two different standard parallels, degrees north
+    parallels: tuple = (30.0, 60.0) # standard parallels, degrees north
     radius: float = EARTH_RADIUS    # m
 
     @property
@@ -117,24 +155,18 @@ class LambertGrid:
     @property
     def y(self) -> np.ndarray: return self.y0 + self.dx * np.arange(self.ny)
 
-    def _cone(self):
-        p1, p2 = np.radians(self.parallels)
-        n = np.log(np.cos(p1) / np.cos(p2)) / np.log(np.tan(np.pi/4 + p2/2) / np.tan(np.pi/4 + p1/2))
-        F = np.cos(p1) * np.tan(np.pi/4 + p1/2) ** n / n
-        return n, self.radius * F, self.radius * F / np.tan(np.pi/4 + np.radians(self.lat0)/2) ** n
+    @property
+    def cone(self) -> tuple: return lambert_cone(self.parallels, self.lat0, self.radius)
+
+    def _cone(self): return self.cone      # old name
 
     def project(self, lon, lat):
         "Longitude and latitude in degrees to projection x and y in m."
-        n, RF, rho0 = self._cone()
-        rho = RF / np.tan(np.pi/4 + np.radians(lat)/2) ** n
-        theta = n * np.radians((np.asarray(lon) - self.lon0 + 180) % 360 - 180)
-        return rho * np.sin(theta), rho0 - rho * np.cos(theta)
+        return lambert_project(lon, lat, self.cone, self.lon0)
 
     def unproject(self, x, y):
         "Projection x and y in m to longitude and latitude in degrees."
-        n, RF, rho0 = self._cone()
-        rho, theta = np.hypot(x, rho0 - y), np.arctan2(x, rho0 - y)
-        return self.lon0 + np.degrees(theta / n), np.degrees(2 * np.arctan((RF / rho) ** (1/n)) - np.pi/2)
+        return lambert_unproject(x, y, self.cone, self.lon0)
 
     def lonlat(self):
         "Longitude and latitude of every grid point, two arrays of shape (ny, nx), degrees."

@@ -284,14 +284,14 @@ def variable_panel(
     if standardised: colorbar(fig, image, axes, "standardised (no unit)")
     return fig, axes
 
-# %% ../nbs/01_viz.ipynb #79016e8c
+# %% ../nbs/01_viz.ipynb #7be22b40
 def map_wind(
     u,                      # (h, w) eastward component
     v,                      # (h, w) northward component
     grid: LambertGrid,      # where they are
 ) -> tuple:                 # components along the map's x and y axes, same unit
     "Wind components turned from east and north to the axes of the map."
-    n = grid._cone()[0]
+    n = grid.cone[0]
     theta = n * np.radians((grid.lonlat()[0] - grid.lon0 + 180) % 360 - 180)
     u, v = np.asarray(u), np.asarray(v)
     return u * np.cos(theta) - v * np.sin(theta), u * np.sin(theta) + v * np.cos(theta)
