@@ -26,10 +26,10 @@ __all__ = ['LINE_COLORS', 'RAIN_LEVELS', 'RAIN_COLORS', 'CLASS_COLORS', 'use_sty
            'draw_probability', 'colorbar', 'draw_variable', 'variable_panel', 'map_wind', 'draw_arrows', 'curves',
            'bars', 'save']
 
-# %% ../nbs/01_viz.ipynb #4214d6ab
+# %% ../nbs/01_viz.ipynb #e1cb2b4e
 def _png(
     fig,                    # a figure
-) -> bytes:                 # PNG of at most 255 colours: a third of the usual size
+) -> bytes:                 # PNG of at most 255 colours
     "A figure as a small PNG."
     full, small = io.BytesIO(), io.BytesIO()
     fig.savefig(full, format="png", dpi=fig.dpi, bbox_inches="tight", facecolor="white")
@@ -195,15 +195,16 @@ def draw_field(
     image.set_label(label or "")
     return image
 
-# %% ../nbs/01_viz.ipynb #6aa7b116
+# %% ../nbs/01_viz.ipynb #71aa8872
 def draw_rain(ax, rain, grid: LambertGrid = None):
     "Rain rate in mm/h, in steps; the hue changes at 0.1 and at 10 mm/h."
     return draw_field(ax, rain, grid, label="rain rate (mm h$^{-1}$)", cmap=_RAIN_CMAP, norm=_RAIN_NORM)
 
 
 def draw_classes(ax, classes, grid: LambertGrid = None):
-    "Classes 0, 1, 2 in the colours they have everywhere in this package."
-    return draw_field(ax, classes, grid, label="class", cmap=_CLASS_CMAP, norm=_CLASS_NORM)
+    "Classes 0, 1, 2 in the colours they have everywhere in this package; -1 and NaN are no value."
+    classes = np.asarray(classes, float)
+    return draw_field(ax, np.where(classes < 0, np.nan, classes), grid, label="class", cmap=_CLASS_CMAP, norm=_CLASS_NORM)
 
 
 def draw_probability(ax, p, grid: LambertGrid = None, label="probability"):

@@ -1,5 +1,6 @@
 "Drawing: right numbers in, right picture out, and no crash on odd input."
 import importlib.util
+import io
 import json
 import socket
 import warnings
@@ -80,6 +81,20 @@ def test_the_hue_says_the_class(rain):
     step = viz.RAIN_COLORS.index(matplotlib.colors.to_hex(color))
     first = [viz.RAIN_LEVELS.index(edge) for edge in CLASS_EDGES]
     assert np.digitize(step, first) == rain_class(rain)
+
+
+def test_pixels_without_a_class_stay_empty():
+    fig, axes = viz.panels(1, 1)
+    shown = viz.draw_classes(axes[0, 0], rain_class([[np.nan, 0.0], [1.0, 20.0]])).get_array()
+    assert shown.mask.tolist() == [[True, False], [False, False]] and shown.compressed().tolist() == [0, 1, 2]
+
+
+def test_figures_for_notebooks_are_small():
+    fig, axes = viz.maps(1, 2, QPE_GRID)
+    for ax in axes.flat: viz.draw_rain(ax, np.random.default_rng(0).gamma(0.3, 5, QPE_GRID.shape), QPE_GRID)
+    usual = io.BytesIO()
+    fig.savefig(usual, format="png", dpi=fig.dpi, bbox_inches="tight")
+    assert len(viz._png(fig)) < 0.5 * len(usual.getvalue())
 
 
 def test_another_grid_is_drawn_where_it_belongs():
