@@ -28,7 +28,7 @@ from timm.models.convnext import ConvNeXtBlock
 
 import sslpdl_nb.encoder
 from sslpdl_nb import cuda, layer
-from sslpdl_nb.deform import deform_conv_grid_sample, deform_conv_reference
+from sslpdl_nb.deform import deform_conv_grid_sample, deform_conv_reference, random_inputs
 from sslpdl_nb.encoder import InternLayer
 
 STAGES = [(112, 64, 64, 4), (56, 32, 128, 8), (28, 16, 256, 16), (14, 8, 512, 32)]                 # h, w, channels, groups
@@ -56,9 +56,7 @@ def published(value, offset, mask, groups):
 
 
 def inputs(n, h, w, c, groups, device, dtype, grad=False):
-    g = torch.Generator().manual_seed(0)
-    offset, mask = 2 * torch.randn(n, h, w, groups * 18, generator=g), torch.randn(n, h, w, groups, 9, generator=g).softmax(-1).flatten(3)
-    return [t.to(device, dtype).requires_grad_(grad) for t in (torch.randn(n, h, w, c, generator=g), offset, mask)]
+    return [t.to(device).requires_grad_(grad) for t in random_inputs(n, h, w, c, groups=groups, spread=2.0, dtype=dtype)]
 
 
 def medians(functions: dict, repeats: int, device) -> dict:
@@ -109,8 +107,9 @@ def as_cpp(groups, c) -> dict:
     words = cuda.plan(torch.float32, c // groups, (3, 3)) | {"DCN_VEC": c // groups, "DCN_RED4": 0}
     folder = Path(tempfile.mkdtemp())
     (folder / "source.cu").write_text(cuda.SOURCE)
-    subprocess.run([compiler, "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-fopenmp", "-shared", "-fPIC", "-w", f"-I{shim}", *(f"-D{k}={v}" for k, v in words.items()),
-                    f'-DSOURCE_FILE="{folder / "source.cu"}"', str(shim / "launch.cpp"), "-o", str(folder / "deform.so")], check=True)
+    options = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-fopenmp", "-shared", "-fPIC", "-w"]
+    subprocess.run([compiler, *options, f"-I{shim}", *(f"-D{k}={v}" for k, v in words.items()), f'-DSOURCE_FILE="{folder / "source.cu"}"',
+                    str(shim / "launch.cpp"), "-o", str(folder / "deform.so")], check=True)
     function = ctypes.CDLL(str(folder / "deform.so")).run_deform_forward
     shutil.rmtree(folder)
     def forward(value, offset, mask):

@@ -381,7 +381,7 @@ def _aligned(t: Tensor) -> Tensor:
 
 def _capability(device) -> tuple: return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
 
-# %% ../nbs/05c_cuda.ipynb #4331f952
+# %% ../nbs/05c_cuda.ipynb #4584720b
 def problem(device: str, dtype: torch.dtype, width: int, kernel: tuple) -> str:
     "Why the CUDA kernels cannot do it (another implementation must); empty: they can."
     if device != "cuda": return f"tensors are on {device}, not on a CUDA device"
@@ -389,18 +389,8 @@ def problem(device: str, dtype: torch.dtype, width: int, kernel: tuple) -> str:
     return _cupy_problem()
 
 
-def forward(
-    value: Tensor,          # (n, h, w, c)
-    offset: Tensor,         # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
-    mask: Tensor,           # (n, ho, wo, groups * k)
-    groups: int,
-    kernel: tuple,          # this and the next three: (rows, columns)
-    stride: tuple,
-    padding: tuple,
-    dilation: tuple,
-    scale: float,           # of taps and offsets
-) -> Tensor:                # (n, ho, wo, c)
-    "Deformable convolution on a CUDA device."
+def forward(value: Tensor, offset: Tensor, mask: Tensor, groups, kernel, stride, padding, dilation, scale) -> Tensor:
+    "Deformable convolution on a CUDA device; the arguments are those of `kernels.forward`."
     value, offset, mask = map(_aligned, (value, offset, mask))
     (n, ho, wo), c = offset.shape[:3], value.shape[-1]
     out, words = value.new_empty(n, ho, wo, c), plan(value.dtype, c // groups, kernel, False, _capability(value.device))

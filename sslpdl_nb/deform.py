@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['taps', 'sample_points', 'deform_conv_reference', 'deform_conv_grid_sample']
+__all__ = ['taps', 'out_size', 'sample_points', 'deform_conv_reference', 'random_inputs', 'deform_conv_grid_sample']
 
 # %% ../nbs/05_deform.ipynb #e32c750d
 def taps(
@@ -27,6 +27,17 @@ def taps(
 
 
 def _pair(n): return (n, n) if isinstance(n, int) else (int(n[0]), int(n[1]))
+
+# %% ../nbs/05_deform.ipynb #e8b69461
+def out_size(
+    size: tuple,        # (rows, columns) of the input
+    kernel: tuple,      # this and the next three: (rows, columns)
+    stride: tuple,
+    padding: tuple,
+    dilation: tuple,
+) -> tuple:             # (rows, columns) of the output
+    "How large the output of a convolution is."
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, kernel, stride, padding, dilation))
 
 # %% ../nbs/05_deform.ipynb #120bc915
 def sample_points(
@@ -48,23 +59,18 @@ def sample_points(
     return (j * sw - pw + dilation[1] * (kernel[1] - 1) // 2 + offset_scale * (tap_x + o[..., 0]),
             i * sh - ph + dilation[0] * (kernel[0] - 1) // 2 + offset_scale * (tap_y + o[..., 1]))
 
-# %% ../nbs/05_deform.ipynb #77ba8c93
+# %% ../nbs/05_deform.ipynb #0f49cd62
 def deform_conv_reference(
     value: Tensor,              # (n, h, w, c) any floating type
     offset: Tensor,             # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
     mask: Tensor,               # (n, ho, wo, groups * k) weights of the taps, already normalised
     *,
     groups: int,                # channel groups with offsets of their own
-    kernel_size=3,              # this and the next three: a number or (rows, columns)
-    stride=1,
-    padding=1,
-    dilation=1,
-    offset_scale: float = 1.0,
+    **geometry,                 # kernel_size, stride, padding, dilation, offset_scale of `sample_points`
 ) -> Tensor:                    # (n, ho, wo, c)
     "Deformable convolution as the formula says it: slow, exact, and the judge of all other versions."
     n, h, w, c = value.shape
-    x, y = sample_points(offset, groups=groups, kernel_size=kernel_size, stride=stride, padding=padding,
-                         dilation=dilation, offset_scale=offset_scale)
+    x, y = sample_points(offset, groups=groups, **geometry)
     x0, y0 = x.floor(), y.floor()
     v = F.pad(value.reshape(n, h * w, groups, c // groups), (0, 0, 0, 0, 0, 1))     # one more pixel of zeros, for all that lies outside
     image, group = torch.arange(n, device=x.device).view(n, 1, 1, 1, 1), torch.arange(groups, device=x.device).view(groups, 1)
@@ -76,6 +82,32 @@ def deform_conv_reference(
             at = torch.where(inside, row * w + col, h * w).long()
             out = out + torch.einsum("...k,...kc->...c", m * weight_x * weight_y, v[image, at, group])
     return out.flatten(3)
+
+# %% ../nbs/05_deform.ipynb #cbd920f4
+def random_inputs(
+    n: int = 1,                     # images
+    h: int = 4,                     # rows
+    w: int = 5,                     # columns
+    channels: int = 6,
+    *,
+    groups: int = 2,
+    spread: float = 1.7,            # of the offsets, pixels
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    grad: bool = False,             # let them ask for gradients
+    **geometry,                     # of `sample_points`
+) -> list:                          # value, offset, mask
+    "Random value, offset and mask for a geometry, with no sample within 0.02 of a whole pixel."
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+    kernel, stride, padding, dilation = (_pair(geometry.get(name, usual)) for name, usual in
+                                         (("kernel_size", 3), ("stride", 1), ("padding", 1), ("dilation", 1)))
+    (ho, wo), k = out_size((h, w), kernel, stride, padding, dilation), kernel[0] * kernel[1]
+    offset = spread * make(n, ho, wo, groups * k * 2)
+    points = torch.stack(sample_points(offset, groups=groups, **geometry), -1).flatten(3)
+    offset += 0.05 / geometry.get("offset_scale", 1.0) * ((points - points.round()).abs() < 0.02)
+    mask = make(n, ho, wo, groups, k).softmax(-1).flatten(3)
+    return [t.to(dtype).requires_grad_(grad) for t in (make(n, h, w, channels), offset, mask)]
 
 # %% ../nbs/05_deform.ipynb #f47e8c26
 @lru_cache(maxsize=128)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['plainly', 'zeros', 'load', 'store', 'madd', 'dots', 'along', 'nearest', 'locate', 'forward_row', 'finish', 'spread',
-           'backward_run', 'backward_image', 'kernels', 'problem', 'forward', 'backward']
+           'backward_run', 'backward_image', 'translated', 'problem', 'forward', 'backward']
 
 # %% ../nbs/05b_kernels.ipynb #e9e1caf5
 class Row(types.Type):
@@ -98,9 +98,9 @@ def dots(typing, g, a, b, c, d):
         return total
     return four(g, a, b, c, d), code
 
-# %% ../nbs/05b_kernels.ipynb #abb7d652
+# %% ../nbs/05b_kernels.ipynb #78fec495
 SCRATCH = 320                   # taps that are located at a time; times some 20 numbers each = 25 kB
-GRAIN = 2**17                   # channels times taps that are worth a thread of their own, some 30 microseconds
+GRAIN = 2**17                   # channels times taps that are worth a thread of their own
 
 
 def _pointer(address, item): return lambda context, build, sig, args: build.inttoptr(args[0], context.get_value_type(types.CPointer(item)))
@@ -281,29 +281,25 @@ def backward_image(task, a, lane):
             backward_run(unit, min(pixels, wo - column) * own * k, one * np.int32(column * sw), one * np.int32(i * sh + a[26]),
                          (image * h * w * groups + g0) * n, a, lane, X, Y, wa, wb, wc, wd, oa, ob, oc, od, s)
 
-# %% ../nbs/05b_kernels.ipynb #3c1df26e
+# %% ../nbs/05b_kernels.ipynb #59fe096e
 @lru_cache(None)
-def kernels(
+def translated(
+    backwards: bool,    # which direction
     dtype: str,         # float32 or float64
     n: int,             # channels of a group
-) -> tuple:             # forward, backward: compiled, kept on disk
-    "Translate both directions for one type of number and one width."
+):                      # compiled C function of one address, kept on disk
+    "Translate one direction for one type of number and one width."
     lane = (np.dtype(dtype).type(0),) * n
 
-    def forward_kernel(address):
+    def work(address):
         a = table(address)
         task = take(a[11], a[13])
         while task < a[12]:
-            for t in range(task, min(task + a[13], a[12])): forward_row(t, a, lane)
+            for t in range(task, min(task + a[13], a[12])):
+                if backwards: backward_image(t, a, lane)
+                else: forward_row(t, a, lane)
             task = take(a[11], a[13])
-
-    def backward_kernel(address):
-        a = table(address)
-        task = take(a[11], a[13])
-        while task < a[12]:
-            for t in range(task, min(task + a[13], a[12])): backward_image(t, a, lane)
-            task = take(a[11], a[13])
-    return _compile(forward_kernel), _compile(backward_kernel)
+    return _compile(work)
 
 # %% ../nbs/05b_kernels.ipynb #452704e1
 def _compile(kernel):
@@ -332,7 +328,7 @@ def _run(kernel, address: int, threads: int):
         kernel.ctypes(address)
         for t in others: t.join()
 
-# %% ../nbs/05b_kernels.ipynb #7590cf15
+# %% ../nbs/05b_kernels.ipynb #7ef93093
 @lru_cache(maxsize=256)
 def _regular(dtype, n, block, pixels, kernel, stride, padding, dilation, scale):
     "Per tap of a run: column of its pixel, and relative to that x and y; first channel; the numbers scale and 1."
@@ -344,13 +340,13 @@ def _regular(dtype, n, block, pixels, kernel, stride, padding, dilation, scale):
     return [*arrays[:3], np.array([scale, 1], dtype), arrays[3]]
 
 
-def _call(direction, tensors, value, out_size, groups, kernel, stride, padding, dilation, scale):
+def _call(backwards, tensors, value, out_size, groups, kernel, stride, padding, dilation, scale):
     "Fill the table and run; tensors: seven, or None where a direction has none."
     (n, h, w, c), (ho, wo), k = value.shape, out_size, kernel[0] * kernel[1]
     dtype, width, work = str(value.dtype).removeprefix("torch."), c // groups, n * ho * wo * c * k
     threads = min(torch.get_num_threads(), 1 + work // GRAIN)
     block = min(groups, SCRATCH // k)
-    if direction == 1:                                                      # one owner for each image and block of groups
+    if backwards:                                                           # one owner for each image and block of groups
         while n * -(-groups // block) < threads and block > 1: block = -(-block // 2)
         tasks, step = n * -(-groups // block), 1
     else: tasks, step = n * ho, max(1, n * ho // (8 * threads))
@@ -360,9 +356,9 @@ def _call(direction, tensors, value, out_size, groups, kernel, stride, padding, 
     table = np.array([0 if t is None else t.data_ptr() for t in tensors] + [t.ctypes.data for t in (*regular[:4], counter)] +
                      [tasks, step, n, h, w, ho, wo, groups, k, pixels, block, *stride,
                       regular[4].ctypes.data, dilation[0] * (kernel[0] - 1) // 2 - padding[0]], np.int64)
-    if tasks: _run(kernels(dtype, width)[direction], table.ctypes.data, min(threads, tasks))
+    if tasks: _run(translated(backwards, dtype, width), table.ctypes.data, min(threads, tasks))
 
-# %% ../nbs/05b_kernels.ipynb #8c9de623
+# %% ../nbs/05b_kernels.ipynb #f73785c8
 def problem(
     device: str,            # cpu | cuda | ...
     dtype: torch.dtype,
@@ -390,7 +386,7 @@ def forward(
     "Deformable convolution on the processor."
     value, offset, mask = (t.contiguous() for t in (value, offset, mask))
     out = value.new_empty(*offset.shape[:3], value.shape[-1])
-    _call(0, (value, offset, mask, None, out, None, None), value, offset.shape[1:3], groups, kernel, stride, padding, dilation, scale)
+    _call(False, (value, offset, mask, None, out, None, None), value, offset.shape[1:3], groups, kernel, stride, padding, dilation, scale)
     return out
 
 
@@ -398,5 +394,5 @@ def backward(grad: Tensor, value: Tensor, offset: Tensor, mask: Tensor, groups, 
     "Gradients of value, offset and mask from that of the output."
     grad, value, offset, mask = tensors = [t.contiguous() for t in (grad, value, offset, mask)]
     grads = [torch.empty(t.shape, dtype=t.dtype) for t in tensors[1:]]
-    _call(1, (value, offset, mask, grad, *grads), value, offset.shape[1:3], groups, kernel, stride, padding, dilation, scale)
+    _call(True, (value, offset, mask, grad, *grads), value, offset.shape[1:3], groups, kernel, stride, padding, dilation, scale)
     return tuple(grads)

@@ -237,11 +237,16 @@ def keep_outputs(source: Path, executed: Path):
 
 
 def front_page(out: Path, nbs: Path, seconds: dict):
-    "What index.ipynb shows: the maps and the seconds of each notebook."
+    "What index.ipynb shows: the maps, the scores and the seconds of each notebook."
     (nbs / "images").mkdir(exist_ok=True)
     for made, shown_as in (("rainmap.png", "rainmap.png"), ("real_own.png", "rainmap_real.png")):
         if (out / made).exists():
             with atomic(nbs / "images" / shown_as) as tmp: shutil.copy(out / made, tmp)
+    if (out / "verify.json").exists():
+        verify = json.loads((out / "verify.json").read_text(encoding="utf-8"))
+        write_json(nbs / "images" / "scores.json", dict(
+            data=verify["data"], test_days=len(verify["test_days"]), differences=verify["differences"],
+            csi={edge: {name: row["CSI"] for name, row in rows.items()} for edge, rows in verify["scores"].items()}))
     path = nbs / "images" / "seconds.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     new = before | {name: round(s) for name, s in seconds.items()}

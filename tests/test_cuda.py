@@ -19,7 +19,7 @@ import torch
 
 from sslpdl_nb import cuda, layer
 from sslpdl_nb.core import DataError
-from sslpdl_nb.deform import deform_conv_reference
+from sslpdl_nb.deform import deform_conv_reference, random_inputs
 
 SHIM = Path(__file__).parent / "shim"
 GXX = shutil.which("g++")
@@ -69,23 +69,21 @@ def on_shim(monkeypatch):
     return seen
 
 
-def size_out(size, k, s, p, d): return (size + 2 * p - d * (k - 1) - 1) // s + 1
+def named(geometry):
+    "The geometry by the names that the reference uses."
+    q = plain | geometry
+    return dict(kernel_size=q["kernel"], stride=q["stride"], padding=q["padding"], dilation=q["dilation"], offset_scale=q["scale"])
 
 
 def inputs(n=2, h=9, w=11, groups=2, width=16, dtype=torch.float64, spread=1.5, seed=0, **geometry):
-    g, q = torch.Generator().manual_seed(seed), plain | geometry
-    ho, wo = (size_out(*a) for a in zip((h, w), q["kernel"], q["stride"], q["padding"], q["dilation"]))
-    k = q["kernel"][0] * q["kernel"][1]
-    make = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
-    offset = spread * make(n, ho, wo, groups * k * 2)
-    offset = torch.where((offset * q["scale"] - (offset * q["scale"]).round()).abs() < 0.03, offset + 0.06 / q["scale"], offset)
-    return [t.to(dtype) for t in (make(n, h, w, groups * width), offset, make(n, ho, wo, groups, k).softmax(-1).flatten(3), make(n, ho, wo, groups * width))]
+    tensors = random_inputs(n, h, w, groups * width, groups=groups, spread=spread, seed=seed, dtype=dtype, **named(geometry))
+    generator = torch.Generator().manual_seed(seed + 1)
+    return [*tensors, torch.randn(*tensors[1].shape[:3], groups * width, generator=generator, dtype=torch.float64).to(dtype)]
 
 
 def truth(value, offset, mask, grad, groups, **geometry):
-    q = plain | geometry
     leaves = [t.double().requires_grad_() for t in (value, offset, mask)]
-    out = deform_conv_reference(*leaves, groups=groups, kernel_size=q["kernel"], stride=q["stride"], padding=q["padding"], dilation=q["dilation"], offset_scale=q["scale"])
+    out = deform_conv_reference(*leaves, groups=groups, **named(geometry))
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
 
 

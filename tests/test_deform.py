@@ -3,36 +3,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import deform_conv2d
 
 from sslpdl_nb.core import DataError
-from sslpdl_nb.deform import _pair, deform_conv_reference, sample_points, taps
+from sslpdl_nb.deform import _pair, deform_conv_reference, out_size, random_inputs, sample_points, taps
 from sslpdl_nb.layer import PLAIN, DeformConv, aggregate, choose, deform_conv, tap_softmax
 
 KERNELS = [*PLAIN, "numba"]
 
 
-def size_out(size, k, s, p, d): return (size + 2 * p - d * (k - 1) - 1) // s + 1
+def pairs(geometry): return [_pair(geometry.get(name, usual)) for name, usual in (("kernel_size", 3), ("stride", 1), ("padding", 1), ("dilation", 1))]
 
 
-def inputs(n=2, h=6, w=5, groups=2, per_group=3, spread=1.5, dtype=torch.float64, seed=0, grad=False, off_integers=True, **geometry):
-    "Value, offset, mask for a geometry; no sample within 0.02 of a whole pixel."
-    g = torch.Generator().manual_seed(seed)
-    k, s, p, d = (_pair(geometry.get(name, default)) for name, default in
-                  (("kernel_size", 3), ("stride", 1), ("padding", 1), ("dilation", 1)))
-    ho, wo = (size_out(*a) for a in zip((h, w), k, s, p, d))
-    offset = spread * torch.randn(n, ho, wo, groups * k[0] * k[1] * 2, generator=g, dtype=torch.float64)
-    if off_integers:
-        scale = geometry.get("offset_scale", 1.0)
-        moved = scale * offset
-        base = torch.stack(sample_points(torch.zeros_like(offset), groups=groups, **geometry), -1).flatten(3)
-        near = ((base + moved) - (base + moved).round()).abs() < 0.02
-        offset = torch.where(near, offset + 0.05 / scale, offset)
-    mask = torch.randn(n, ho, wo, groups, k[0] * k[1], generator=g, dtype=torch.float64).softmax(-1).flatten(3)
-    value = torch.randn(n, h, w, groups * per_group, generator=g, dtype=torch.float64)
-    return [t.to(dtype).requires_grad_(grad) for t in (value, offset, mask)]
+def inputs(n=2, h=6, w=5, groups=2, per_group=3, spread=1.5, **more):
+    return random_inputs(n, h, w, groups * per_group, groups=groups, spread=spread, **more)
 
 
 def gradients(f, tensors, seed=1, **kwargs):
@@ -51,7 +37,7 @@ geometries = st.fixed_dictionaries(dict(
 @given(geometries, st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5),
        st.sampled_from([0.3, 2.0, 12.0]), st.integers(0, 10**6))
 def test_equals_reference(kernel, geometry, n, h, w, groups, per_group, spread, seed):
-    if min(size_out(*a) for a in zip((h, w), *(_pair(geometry[k]) for k in ("kernel_size", "stride", "padding", "dilation")))) < 1: return
+    assume(min(out_size((h, w), *pairs(geometry))) > 0)
     tensors = inputs(n, h, w, groups, per_group, spread, seed=seed, grad=True, **geometry)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSLPDL_DEFORM", kernel)
@@ -75,6 +61,22 @@ def test_gradcheck(kernel, monkeypatch):
     geometry = dict(groups=2, kernel_size=3, stride=2, padding=1, offset_scale=1.5)
     tensors = inputs(1, 5, 4, 2, 2, grad=True, **{k: v for k, v in geometry.items() if k != "groups"})
     assert torch.autograd.gradcheck(lambda *a: deform_conv(*a, **geometry), tensors)
+
+
+def test_size_of_the_output_is_that_of_a_convolution():
+    for geometry in (dict(), dict(kernel_size=5, stride=2), dict(kernel_size=(2, 3), padding=(0, 2), dilation=(3, 1)), dict(stride=(1, 4), padding=0)):
+        kernel, stride, padding, dilation = pairs(geometry)
+        theirs = torch.nn.functional.conv2d(torch.zeros(1, 1, 11, 8), torch.zeros(1, 1, *kernel), stride=stride, padding=padding, dilation=dilation)
+        assert out_size((11, 8), kernel, stride, padding, dilation) == tuple(theirs.shape[2:])
+
+
+def test_random_inputs_stay_away_from_whole_pixels():
+    for geometry in (dict(), dict(kernel_size=(2, 3), stride=2, padding=0, offset_scale=0.5)):
+        value, offset, mask = random_inputs(3, 9, 8, 4, groups=2, seed=5, **geometry)
+        points = torch.stack(sample_points(offset, groups=2, **geometry))
+        assert (points - points.round()).abs().min() > 0.02 and points.shape[1:4] == (3, *out_size((9, 8), *pairs(geometry)))
+        again, other = (random_inputs(3, 9, 8, 4, groups=2, seed=seed, **geometry) for seed in (5, 6))
+        assert all(torch.equal(a, b) for a, b in zip((value, offset, mask), again)) and not torch.equal(value, other[0])
 
 
 def test_zero_offsets_are_a_mean():

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from sslpdl_nb import kernels
+from sslpdl_nb.deform import random_inputs
 
 plain = dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), scale=1.0)
 
 
-def inputs(n=3, h=11, w=9, groups=4, width=16, dtype=torch.float32, spread=2.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    o, m = spread * torch.randn(n, h, w, groups * 18, generator=g), torch.randn(n, h, w, groups, 9, generator=g).softmax(-1).flatten(3)
-    return [t.to(dtype) for t in (torch.randn(n, h, w, groups * width, generator=g), o, m, torch.randn(n, h, w, groups * width, generator=g))]
+def inputs(n=3, h=11, w=9, groups=4, width=16, dtype=torch.float32, seed=0):
+    value, offset, mask = random_inputs(n, h, w, groups * width, groups=groups, spread=2.0, seed=seed, dtype=dtype)
+    return value, offset, mask, torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
 
 
 def both(value, offset, mask, grad, groups=4, **geometry):
@@ -49,6 +49,15 @@ def test_callers_in_many_threads():
     assert all(torch.equal(a, b) for r, s in zip(alone, together) for a, b in zip(r, s))
 
 
+def test_only_the_wanted_direction_is_translated():
+    kernels.translated.cache_clear()
+    value, offset, mask, grad = inputs(1, 3, 3, 1, 2)
+    kernels.forward(value, offset, mask, 1, **plain)
+    assert kernels.translated.cache_info().misses == 1
+    kernels.backward(grad, value, offset, mask, 1, **plain)
+    assert kernels.translated.cache_info().misses == 2
+
+
 def test_plain_threads_do_the_same(threads, monkeypatch):
     threads(3)
     expected = both(*inputs())
@@ -68,21 +77,19 @@ def test_any_width_of_a_group(width):
         torch.testing.assert_close(one[1], grads[0][..., i:i + 1], atol=1e-12, rtol=1e-12)
 
 
-def test_nothing_outside_is_written():
+def test_nothing_outside_is_written(monkeypatch):
     "Results lie between guards that stay untouched, and inputs do not change."
-    tensors = inputs(2, 7, 5)
+    tensors, whole = inputs(2, 7, 5), []
     before = [t.clone() for t in tensors]
-    whole, geometry = [], ()
-    make = torch.empty
-    def guarded(shape, **kwargs):
-        size = torch.Size(shape).numel()
-        whole.append(torch.full((size + 128,), 7.0, **kwargs))
-        return whole[-1][64:64 + size].view(shape)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty", guarded)
-        grads = kernels.backward(tensors[3], *tensors[:3], 4, **plain)
-    for w, g in zip(whole, grads): assert (w[:64] == 7).all() and (w[-64:] == 7).all() and g.isfinite().all()
-    assert len(whole) == 3 and all(torch.equal(a, b) for a, b in zip(tensors, before))
+    def guarded(*shape, **kwargs):
+        shape = shape if isinstance(shape[0], int) else shape[0]
+        whole.append(torch.full((torch.Size(shape).numel() + 128,), 7.0, **kwargs))
+        return whole[-1][64:-64].view(shape)
+    monkeypatch.setattr(torch, "empty", guarded)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: guarded(*shape, dtype=self.dtype))
+    results = both(*tensors)
+    for w, r in zip(whole, results, strict=True): assert (w[:64] == 7).all() and (w[-64:] == 7).all() and r.isfinite().all() and r.data_ptr() == w[64:].data_ptr()
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before))
 
 
 def test_read_only_folder_still_computes(tmp_path):
