@@ -93,7 +93,7 @@ def _netcdf_values(path, name, index, turn, down) -> np.ndarray:
     a = (a.T if turn else a).astype(np.float64)
     return a[::-1] if down else a
 
-# %% ../nbs/03ea_netcdf.ipynb #7c1c6f08
+# %% ../nbs/03ea_netcdf.ipynb #b6f3bb0c
 def _axis(ds, names, units):
     "The coordinate or variable that is longitude or latitude."
     for n, c in ds.variables.items():
@@ -113,7 +113,7 @@ def netcdf_grid(ds, where):
     if la.ndim == 1 and lo.ndim == 1 and la.dims != lo.dims:
         down, v = bool(la[0] > la[-1]), lo.values.astype(float)
         if (v.size > 1 and np.diff(v).min() < -180): v = np.where(v < v[0], v + 360, v)      # ... 359, 0 ... goes on as 360
-        return map_grid("+proj=longlat +R=6371229 +no_defs", v, np.sort(la.values.astype(float))), la.dims[0], lo.dims[0], down
+        return map_grid("+proj=longlat +R=6371229 +no_defs", v, la.values.astype(float)[::-1 if down else 1]), la.dims[0], lo.dims[0], down
     if la.ndim != 2 or la.dims != lo.dims:
         raise GridError(mismatch(f"{where}: {lat}, {lon}", "axes, or two fields of one shape", f"dimensions {la.dims} and {lo.dims}"))
     down = bool(la[0, 0] > la[-1, 0])

@@ -99,7 +99,7 @@ def knmi_fields(
     hours = float((end - begin) / np.timedelta64(1, "h"))
     return [Field("rain", "surface", 0.0, end, -hours, 0.0, "mm", Path(path).name, False, grid, partial(_knmi_values, str(path)))]
 
-# %% ../nbs/03g_radar.ipynb #9ef2bdbb
+# %% ../nbs/03g_radar.ipynb #b036a9d6
 def _imerg_values(path, name, k) -> np.ndarray:
     "mm/h of one half hour."
     try:
@@ -117,7 +117,8 @@ def _imerg_fields(path, radar) -> list:
             name = next(n for n in radar.names if n in g)
             times, units = g["time"][:], _text(g[name].attrs.get("units", b"mm/hr"))
             grid = map_grid("+proj=longlat +R=6371229 +no_defs", g["lon"][:], g["lat"][:])
-            begin = [np.datetime64("1970-01-01", "ns") + np.timedelta64(int(t), "s") for t in times]
+            epoch = re.search(r"since (\d{4}-\d\d-\d\d)", _text(g["time"].attrs.get("units", b"")))
+            begin = [np.datetime64(epoch[1] if epoch else "1970-01-01", "ns") + np.timedelta64(int(t), "s") for t in times]
     except SSLPDLError: raise
     except Exception as error:
         raise DataError(mismatch(str(path), "an IMERG file", f"{type(error).__name__}: {error}")) from error
