@@ -38,7 +38,7 @@ notebooks: $(DONE)
 
 export: $(DONE)
 	$(BIN)/nbdev_export
-	$(BIN)/nbdev_clean
+	$(BIN)/python tests/clean_notebooks.py
 	$(BIN)/python tests/make_readme.py
 
 clean:

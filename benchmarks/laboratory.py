@@ -1,9 +1,10 @@
 """How fast the simulated atmosphere runs, how its forecasts lose skill, and whether a large archive is calibrated.
 
-    python benchmarks/laboratory.py                      # speed and skill; a few minutes
-    python benchmarks/laboratory.py --archive DIR        # also measure an archive, e.g. one made by `sslpdl simulate --size course`
+    python benchmarks/laboratory.py speed                   # a minute
+    python benchmarks/laboratory.py skill                   # some ten minutes
+    python benchmarks/laboratory.py archive --archive DIR   # one made by `sslpdl simulate --size course`
 
-Prints tables and writes benchmarks/results/laboratory.json. Times are medians of interleaved repeats on one thread.
+Prints tables and renews its part of benchmarks/results/laboratory.json. Times are medians of interleaved repeats on one thread.
 """
 import argparse
 import json
@@ -15,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslpdl_nb.archive import SIZES, calibration, group_seed, nearest
-from sslpdl_nb.core import environment, write_json
-from sslpdl_nb.laboratory import (FORECAST, NATURE, SMOOTHING, MoistQG, analysis, box_terrain, four_places, render_forecast, render_rain, resize, run,
-                                  start, step, twin)
+from sslpdl_nb.archive import SIZES, Size, calibration, nearest, season, spectrum
+from sslpdl_nb.core import CLASS_EDGES, LambertGrid, environment, write_json
+from sslpdl_nb.laboratory import CENTRE, NATURE, MoistQG, box_terrain, render_rain, resize, run, start, step
 
 RESULT = Path(__file__).parent / "results" / "laboratory.json"
 
@@ -42,47 +42,56 @@ def speed(device, repeats=5):
             for (n, m), t in times.items()}
 
 
-def skill(leads=(6, 12, 24, 36, 48, 72), groups=6, starts=4):
-    "CSI of raw rain against the truth at each lead time, pooled over all forecasts."
-    size = SIZES["tiny"]
+def skill(groups, leads=(6, 12, 24, 36, 48, 72), resamples=2000):
+    "CSI of raw rain against the truth at each lead time, with intervals by resampling atmospheres; slope of the rain spectrum."
+    course = SIZES["course"]
+    size = Size(course.n, groups, 1, leads, course.nwp, course.qpe, members=4)
 
     def one(group):
-        g = torch.Generator().manual_seed(group_seed(77, group))
-        coarse, nature = MoistQG(NATURE, 64, 6, box_terrain(64)), MoistQG(NATURE, 128, 8, box_terrain(128))
-        worse = MoistQG(FORECAST, 128, 8, box_terrain(128, SMOOTHING))
-        pool = [run(coarse, start(coarse, 1, g), 24 * 16)[0]]
-        for _ in range(2): pool.append(run(coarse, pool[-1], 72)[0])
-        z, pool, count = run(nature, resize(run(coarse, pool[-1], 72)[0], 128), 24)[0], four_places(resize(torch.cat(pool), 128)), np.zeros((len(leads), 2, 3))
-        for _ in range(starts):
-            for j, (lead, (z, P), (zf, Pf)) in enumerate(twin(nature, worse, z, analysis(z, pool, g), leads)):
-                o = render_rain(nature, *four_places(z, P), size.qpe, g).numpy()
-                f = nearest(render_forecast(worse, *four_places(zf, Pf), size.nwp, lead % 24, g)["rain"].numpy(), size.nwp, size.qpe)
-                for i, edge in enumerate((0.1, 10)):
-                    a, b = f >= edge, o >= edge
-                    count[j, i] += (a & b).sum(), (a & ~b).sum(), (~a & b).sum()
-        return count
+        part = season(size, 77, group)
+        o, f = part["truth"].numpy(), nearest(part["forecast"]["rain"].numpy(), size.nwp, size.qpe)
+        hits = [[(a & b, a & ~b, ~a & b) for a, b in [(f >= edge, o >= edge)]][0] for edge in CLASS_EDGES]
+        return np.array(hits).sum((-1, -2)).reshape(2, 3, size.members, 4, len(leads)).sum(3)      # edge, count, atmosphere, lead
 
-    with ThreadPoolExecutor(2) as pool: count = sum(pool.map(one, range(groups)))
-    csi = count[..., 0] / count.sum(-1)
-    return {"lead times [h]": list(leads), "forecasts": groups * 4 * starts, "CSI 0.1 mm/h": csi[:, 0].tolist(), "CSI 10 mm/h": csi[:, 1].tolist()}
+    with ThreadPoolExecutor(2) as pool: count = np.concatenate(list(pool.map(one, range(groups))), 2)
+    csi = lambda c: c[:, 0] / c.sum(1)
+    rng, n = np.random.default_rng(0), count.shape[2]
+    drawn = np.stack([csi(count[:, :, rng.integers(0, n, n)].sum(2)) for _ in range(resamples)])
+    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
+    return {"lead times [h]": list(leads), "forecasts": size.times, "atmospheres": n} | {
+        f"CSI {edge:g} mm/h": dict(value=v.tolist(), low=a.tolist(), high=b.tolist()) for edge, v, a, b in zip(CLASS_EDGES, csi(count.sum(2)), low, high)}
+
+
+def slope(members=12):
+    "Slope of the spectrum of nature's rain on squares of 1280 km, at the spacing of `course`."
+    g, rains = torch.Generator().manual_seed(77), []
+    coarse, nature = MoistQG(NATURE, 64, 6, box_terrain(64)), MoistQG(NATURE, 128, 8, box_terrain(128))
+    spacing = SIZES["course"].qpe.dx
+    square = LambertGrid(128, 128, spacing, CENTRE[0] - 64 * spacing, CENTRE[1] - 64 * spacing)
+    z, _ = run(coarse, start(coarse, members, g), 24 * 25)
+    z, P = run(nature, resize(z, 128), 24)
+    return spectrum(render_rain(nature, z, P, square, g), spacing)[2]
 
 
 def main():
     args = argparse.ArgumentParser()
-    args.add_argument("--archive", help="folder of an archive to measure")
+    args.add_argument("what", nargs="+", choices=("speed", "skill", "archive"))
+    args.add_argument("--archive", help="folder of the archive to measure")
     args.add_argument("--seconds", type=float, help="wall time in which that archive was made")
     args.add_argument("--device", default="cpu")
-    args.add_argument("--skip-skill", action="store_true")
+    args.add_argument("--groups", type=int, default=12, help="of four atmospheres each, for skill (default: 12)")
     args = args.parse_args()
     record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    record["environment"] = environment()
     torch.set_num_threads(1)
-    record |= dict(environment=environment(), speed=speed(args.device))
-    for name, row in record["speed"].items(): print(f"{name:20} {row['steps_per_second']:8.1f} steps/s   {row['ms_per_member_step']:7.2f} ms per member and step")
-    if not args.skip_skill:
-        record["skill"] = skill()
+    if "speed" in args.what:
+        record["speed"] = speed(args.device)
+        for name, row in record["speed"].items(): print(f"{name:20} {row['steps_per_second']:8.1f} steps/s   {row['ms_per_member_step']:7.2f} ms per member and step")
+    if "skill" in args.what:
+        record["skill"] = skill(args.groups)
         print(json.dumps(record["skill"], indent=1))
-    if args.archive:
-        record["calibration"] = calibration(args.archive)
+    if "archive" in args.what:
+        record["calibration"] = calibration(args.archive) | {"slope of the rain spectrum, 24 to 300 km": slope()}
         print(json.dumps(record["calibration"], indent=1))
         if args.seconds:
             size = SIZES["course"]

@@ -24,15 +24,15 @@ from sslpdl_nb.laboratory import (FORECAST, NATURE, SMOOTHING, MoistQG, analysis
                                   render_rain, resize, run, start, terrain, twin)
 
 # %% auto #0
-__all__ = ['HOURLY', 'SIZES', 'DAYS_BETWEEN', 'PACKING', 'WIND', 'TARGETS', 'Size', 'group_seed', 'season', 'ideal', 'datasets',
+__all__ = ['HOURLY', 'SIZES', 'DAYS_BETWEEN', 'PACKING', 'WIND', 'TARGETS', 'Size', 'streams', 'season', 'ideal', 'datasets',
            'simulate', 'nearest', 'calibration', 'spectrum']
 
-# %% ../nbs/02b_archive.ipynb #b4addb54
+# %% ../nbs/02b_archive.ipynb #56d2e718
 @dataclass(frozen=True)
 class Size:
     "How much to simulate."
     n: int                      # points along each side of the box
-    groups: int                 # independent atmospheres, or batches of them
+    groups: int                 # batches of independent atmospheres
     starts: int                 # forecasts of each place, two days apart
     leads: tuple                # lead times, h
     nwp: LambertGrid            # of the forecasts
@@ -61,18 +61,18 @@ def _window(stride, rows, columns, nwp_stride):
 
 HOURLY = tuple(range(25, 31))
 SIZES = {
-    "tiny": Size(128, 10, 3, (25, 27, 30), *_window(3, 64, 32, 6)),
-    "course": Size(128, 7, 3, HOURLY, *_window(2, 112, 64, 4), members=4),
+    "tiny": Size(128, 10, 1, (25, 27, 30), *_window(3, 64, 32, 6), members=3),
+    "course": Size(128, 10, 2, HOURLY, *_window(2, 112, 64, 4), members=4),
     "paper": Size(256, 10, 10, HOURLY, *_window(1, 224, 128, 1), members=4),
 }
 
-# %% ../nbs/02b_archive.ipynb #649b6844
+# %% ../nbs/02b_archive.ipynb #d89a3972
 DAYS_BETWEEN = 2
 
 
-def group_seed(seed: int, group: int) -> int:
-    "A seed of its own for every group."
-    return int(np.random.SeedSequence((seed, group)).generate_state(1)[0])
+def streams(seed: int, group: int) -> list:
+    "Random numbers of a group: of its atmospheres, of what is drawn on maps, and of the ideal ensemble."
+    return [torch.Generator().manual_seed(int(s)) for s in np.random.SeedSequence((seed, group)).generate_state(3)]
 
 
 def season(
@@ -84,11 +84,11 @@ def season(
     tick=lambda: None,          # called after each start
 ) -> dict:                      # forecast {name: (times, leads, y, x)}, seen, truth (times, leads, y, x), ideal (times, leads, edges, y, x)
     "Simulate one group; times run through each place in turn."
-    g, m, rate = torch.Generator().manual_seed(group_seed(seed, group)), min(64, size.n), 8 * max(1, size.n // 128)
+    g, m, rate = streams(seed, group), min(64, size.n), 8 * max(1, size.n // 128)
     coarse = MoistQG(NATURE, m, 6, box_terrain(m), device=device)
     nature = MoistQG(NATURE, size.n, rate, box_terrain(size.n), device=device)
     worse = MoistQG(FORECAST, size.n, rate, box_terrain(size.n, SMOOTHING), device=device)
-    z, pool, parts = start(coarse, size.members, g), [], []
+    z, pool, parts = start(coarse, size.members, g[0]), [], []
     for day in range(size.spinup):
         z, _ = run(coarse, z, 24)
         if day % 3 == size.spinup % 3 and day >= size.spinup // 2 - 1: pool.append(z)
@@ -101,15 +101,15 @@ def season(
     return {key: {v.name: stack([p[key][v.name] for p in parts]) for v in VARIABLES} if key == "forecast" else stack([p[key] for p in parts])
             for key in parts[0]}
 
-# %% ../nbs/02b_archive.ipynb #c897ce17
+# %% ../nbs/02b_archive.ipynb #fad67291
 def _start(size, nature, worse, z, pool, g, draws, last):
     "One forecast of every place of a group, and nature up to the next."
-    zf, parts, cpu = analysis(z, pool, g), [], lambda *a: [t.cpu() for t in a]
-    best = ideal(nature, zf, pool, size.leads, size.qpe, g, draws) if draws else None
+    zf, parts, cpu = analysis(z, pool, g[0]), [], lambda *a: [t.cpu() for t in a]
+    best = ideal(nature, zf, pool, size.leads, size.qpe, g[2], draws) if draws else None
     on_cpu = [MoistQG(m.p, m.n, m.steps_per_hour) for m in (nature, worse)]
     for lead, (z, P), (zf, Pf) in twin(nature, worse, z, zf, size.leads):
-        truth = render_rain(on_cpu[0], *four_places(*cpu(z, P)), size.qpe, g)
-        parts.append((render_forecast(on_cpu[1], *four_places(*cpu(zf, Pf)), size.nwp, lead % 24, g), observe(truth, size.qpe, g), truth))
+        truth = render_rain(on_cpu[0], *four_places(*cpu(z, P)), size.qpe, g[1])
+        parts.append((render_forecast(on_cpu[1], *four_places(*cpu(zf, Pf)), size.nwp, lead % 24, g[1]), observe(truth, size.qpe, g[1]), truth))
     part = {"forecast": {v.name: torch.stack([f[v.name] for f, _, _ in parts], 1) for v in VARIABLES},
             "seen": torch.stack([s for _, s, _ in parts], 1), "truth": torch.stack([t for _, _, t in parts], 1)}
     if not last: z, _ = run(nature, z, 24 * DAYS_BETWEEN - lead)

@@ -368,7 +368,7 @@ def upslope(
     w = u * torch.as_tensor(gx).float() + v * torch.as_tensor(gy).float()
     return torch.exp(0.8 * torch.tanh(w / 0.1))
 
-# %% ../nbs/02_laboratory.ipynb #630fe791
+# %% ../nbs/02_laboratory.ipynb #2cd06278
 @dataclass(frozen=True)
 class Rain:
     "How model rain becomes rain at a point."
@@ -381,8 +381,8 @@ class Rain:
     smoothing: float = 0.0  # of the terrain, m
 
 
-NATURE_RAIN = Rain(scale=1.2, sigma=1.0, dry=0.6, cut=0.1)
-FORECAST_RAIN = Rain(scale=2.6, sigma=1.2, dry=0.48, cut=0.08, drizzle=0.2, shift=(90e3, -55e3), smoothing=SMOOTHING)
+NATURE_RAIN = Rain(scale=1.7, sigma=0.9, dry=0.6, cut=0.1)
+FORECAST_RAIN = Rain(scale=3.3, sigma=0.5, dry=0.48, cut=0.08, drizzle=0.35, shift=(80e3, -50e3), smoothing=SMOOTHING)
 
 
 def lumpy(

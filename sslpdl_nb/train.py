@@ -101,7 +101,7 @@ def advance(
     optimizer.step()
     return loss.detach()
 
-# %% ../nbs/09_train.ipynb #caf0e184
+# %% ../nbs/09_train.ipynb #d51d5782
 def fit(
     model: nn.Module,               # on the device to train on
     task: Task,                     # gives loss and scores
@@ -109,10 +109,8 @@ def fit(
     valid_loader: DataLoader,       # for the scores
     *,
     steps: int,                     # optimiser steps
-    lr: float = 1e-3,               # peak learning rate; not used when groups are given
-    groups: list = None,            # parameter groups; None = parameter_groups(model, lr, weight_decay)
+    groups: list,                   # of parameters, from parameter_groups
     betas: tuple = (0.9, 0.999),    # AdamW
-    weight_decay: float = 0.01,     # AdamW
     warmup: float = 0.1,            # share of the steps
     clip_norm: float = 1.0,         # largest gradient norm
     seed: int = 0,                  # of drop path, masks
@@ -122,16 +120,14 @@ def fit(
     progress: bool = True,          # show how it goes
 ) -> list[dict]:                    # one entry per score: step, loss and the task's scores
     "Train a model on a task."
-    where = next(model.parameters()).device
-    optimizer = AdamW(groups or parameter_groups(model, lr, weight_decay), lr=lr, betas=betas, weight_decay=weight_decay)
+    optimizer = AdamW(groups, betas=betas)
     schedule = LambdaLR(optimizer, lambda s: warmup_cosine(s, steps, warmup))
-    best = copy.deepcopy(model)
-    names = dict(model=model, optimizer=optimizer, schedule=schedule, best=best)
+    parts = dict(model=model, optimizer=optimizer, schedule=schedule, best=copy.deepcopy(model))
     set_seed(seed)
     run = dict(steps=steps, seed=seed, groups=[[g["initial_lr"], g["weight_decay"], len(g["params"])] for g in optimizer.param_groups])
-    start, history = load_state(state, names, run) if state and Path(state).exists() else (0, [])
+    start, history = load_state(state, parts, run) if state and Path(state).exists() else (0, [])
     train_loader.batch_sampler.start = start
-    losses = []
+    losses, where = [], next(model.parameters()).device
     model.train()
     bar = tqdm(zip(range(start, steps), train_loader), total=steps, initial=start, disable=None if progress else True, ncols=80)
     for step, batch in bar:
@@ -140,10 +136,10 @@ def fit(
         if (step + 1) % every == 0 or step + 1 == steps:
             entry = dict(step=step + 1, loss=float(torch.stack(losses).mean()), **evaluate(model, task, valid_loader))
             history.append(entry); losses = []
-            if keep is None or entry[keep] <= min(e[keep] for e in history): best.load_state_dict(model.state_dict())
+            if keep is None or entry[keep] <= min(e[keep] for e in history): parts["best"].load_state_dict(model.state_dict())
             if progress: bar.write("  ".join(f"{k} {v:.3f}" if k != "step" else f"step {v:4}/{steps}" for k, v in entry.items()))
-            if state: save_state(state, names, run, step + 1, history)
-    model.load_state_dict(best.state_dict())
+            if state: save_state(state, parts, run, step + 1, history)
+    model.load_state_dict(parts["best"].state_dict())
     model.eval()
     return history
 
@@ -233,7 +229,7 @@ class Pretrain:
             n += len(x)
         return {k: v / n for k, v in total.items()} if n else {}
 
-# %% ../nbs/09_train.ipynb #c86d830d
+# %% ../nbs/09_train.ipynb #3cde3f77
 def describe(
     config: Config,
     splits,                 # of data.load_splits
@@ -260,7 +256,7 @@ def pretrain(
     model, task = MaskedAutoencoder(config).to(device()), Pretrain(config, seed)
     samples = getattr(splits, "pretrain", None) or splits.train         # dry days teach meteorology, too
     history = fit(model, task, *loaders(samples, splits.valid, config.pretrain_batch, seed), steps=config.pretrain_steps,
-                  lr=config.pretrain_lr, betas=config.pretrain_betas, weight_decay=config.pretrain_weight_decay, warmup=config.warmup,
+                  groups=parameter_groups(model, config.pretrain_lr, config.pretrain_weight_decay), betas=config.pretrain_betas, warmup=config.warmup,
                   clip_norm=config.clip_norm, seed=seed, state=state, every=-(-config.pretrain_steps // 10), progress=progress)
     save_checkpoint(path, model, describe(config, splits, seed, "pretrained") | dict(history=history))
     return model, history

@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -28,6 +27,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clean_notebooks import KEY, code_hash
+from sslpdl_nb.core import atomic_path, environment, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTION = re.compile(r"^```python[ \t]*\n(.*?)^```", re.M | re.S)
@@ -40,22 +40,6 @@ class RunError(Exception):
 
 
 # ------------------------------------------------------------------ files
-
-@contextmanager
-def atomic(path: Path):
-    "Yield a temporary path beside `path`; it becomes `path` only when the block ends well."
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield tmp
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: dict):
-    with atomic(path) as tmp:
-        tmp.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     try:
@@ -219,7 +203,7 @@ def write_html(source: Path, nbs: Path):
     resources = dict(metadata=dict(name=source.stem, path=str(nbs)))
     text, _ = exporter.from_notebook_node(notebook, resources)
     text = re.sub(r'(href="[\w./-]+)\.ipynb', r"\1.html", text).replace('<script src=""></script>', "")
-    with atomic(source.with_suffix(".html")) as tmp:
+    with atomic_path(source.with_suffix(".html")) as tmp:
         tmp.write_text(text, encoding="utf-8")
 
 
@@ -231,7 +215,7 @@ def keep_outputs(source: Path, executed: Path):
         if cell.cell_type == "code":
             cell.outputs = outputs[cell.id]
     notebook.metadata[KEY] = code_hash(notebook)
-    with atomic(source) as tmp:
+    with atomic_path(source) as tmp:
         nbformat.write(notebook, tmp)
     subprocess.run([sys.executable, Path(__file__).with_name("clean_notebooks.py"), source], cwd=ROOT, check=True)
 
@@ -241,7 +225,7 @@ def front_page(out: Path, nbs: Path, seconds: dict):
     (nbs / "images").mkdir(exist_ok=True)
     for made, shown_as in (("rainmap.png", "rainmap.png"), ("real_own.png", "rainmap_real.png")):
         if (out / made).exists():
-            with atomic(nbs / "images" / shown_as) as tmp: shutil.copy(out / made, tmp)
+            with atomic_path(nbs / "images" / shown_as) as tmp: shutil.copy(out / made, tmp)
     if (out / "verify.json").exists():
         verify = json.loads((out / "verify.json").read_text(encoding="utf-8"))
         write_json(nbs / "images" / "scores.json", dict(
@@ -257,7 +241,6 @@ def front_page(out: Path, nbs: Path, seconds: dict):
 
 def receipt(parameters: dict) -> dict:
     "What is known before the run: seed, parameters, versions, hardware."
-    from sslpdl_nb.core import environment
     env = environment()
     hardware = {k: env.pop(k) for k in ("machine", "cores", "gpu") if k in env}
     return dict(status="running", started=datetime.now(timezone.utc).isoformat(timespec="seconds"), seed=parameters.get("seed"),

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from sslpdl_nb import archive
-from sslpdl_nb.archive import PACKING, SIZES, TARGETS, Size, calibration, group_seed, ideal, season, simulate, spectrum
+from sslpdl_nb.archive import PACKING, SIZES, TARGETS, Size, calibration, streams, ideal, season, simulate, spectrum
 from sslpdl_nb.core import VARIABLES, DataError
 from sslpdl_nb.laboratory import NATURE, MoistQG, run, start
 
@@ -107,8 +107,23 @@ def test_netcdf_has_the_same_bytes_twice(tmp_path):
 
 
 def test_groups_have_seeds_of_their_own():
-    assert len({group_seed(s, g) for s in range(20) for g in range(20)}) == 400
+    assert len({r.initial_seed() for s in range(20) for g in range(20) for r in streams(s, g)}) == 1200
     assert not torch.equal(season(TOY, 0, 0)["truth"], season(TOY, 0, 1)["truth"])
+
+
+def test_no_atmosphere_is_in_two_splits():
+    from sslpdl_nb.data import split_days
+    for size in SIZES.values():
+        days = np.arange(size.times).repeat(len(size.leads))
+        blocks = split_days(xr.Dataset({"day": ("sample", days.astype("datetime64[D]"))}))
+        groups = [set(s["day"].values.astype(int) // size.per_group) for s in blocks.values()]
+        assert sum(map(len, groups)) == size.groups and groups[2] == set(range(size.groups - max(1, size.groups // 4), size.groups))
+
+
+def test_the_ideal_ensemble_changes_nothing_else():
+    one, two = season(TOY, 0, 0), season(TOY, 0, 0, draws=1)
+    assert "ideal" in two and torch.equal(one["seen"], two["seen"])
+    assert all(torch.equal(one["forecast"][v.name], two["forecast"][v.name]) for v in VARIABLES)
 
 
 def test_other_data_are_not_touched(tmp_path):

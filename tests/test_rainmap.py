@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 from safetensors.torch import save_file
 
 from sslpdl_nb import rainmap
@@ -42,15 +43,15 @@ def forecast(starts=1, leads=(25, 27), grid=SOURCE, seed=0):
 
 @pytest.fixture
 def checkpoint(monkeypatch, tmp_path):
-    "A model that turns the standardised rain into probabilities; the file itself is only a name."
+    "A model that weighs the standardised variables, each differently; the file itself is only a name."
     mean = tuple(float(typical(n)) + 0.5 for n in VARIABLE_NAMES[:-1]) + (0.9,)
     meta = dict(config=get_config("small", image_size=TARGET.shape), variable_names=list(VARIABLE_NAMES), grid=TARGET, seed=7, kind="internimage",
                 standardizer=Standardizer(mean, (1.0,) * 16, "log1p"), versions=environment(), pretrained=True, thresholds=(0.4, 0.2),
                 source="simulated, seed 0", lead_times=[25.0, 27.0])
 
     def probabilities(model, dataset):
-        rain = dataset.x[:, -1].numpy()
-        p = np.exp(np.stack([np.zeros_like(rain), rain, 2 * rain - 2], 1))
+        score = np.einsum("nvyx,v->nyx", dataset.x.numpy(), np.linspace(0.1, 1, 16))
+        p = np.exp(np.stack([np.zeros_like(score), score, 2 * score - 2], 1).clip(-20, 20))
         return (p / p.sum(1, keepdims=True)).astype(np.float32)
 
     monkeypatch.setattr(rainmap, "load_model", lambda path: (SimpleNamespace(), meta))
@@ -121,6 +122,18 @@ def test_a_strange_forecast_is_marked(checkpoint):
     nwp["t2m"] = nwp["t2m"] + 6
     assert "t2m +6" in rainmap.predict(nwp, checkpoint.path).attrs["unusual_input"]
     assert rainmap.predict(forecast(), checkpoint.path).attrs["unusual_input"] == "none"
+
+
+def test_own_statistics_remove_a_foreign_climate_but_not_the_rain(checkpoint):
+    nwp = forecast(2)
+    far = nwp.assign(t2m=(3 * nwp["t2m"] - 540).assign_attrs(nwp["t2m"].attrs), gh500=(nwp["gh500"] + 90).assign_attrs(nwp["gh500"].attrs))
+    wetter = nwp.assign(rain=(nwp["rain"] * 5).assign_attrs(nwp["rain"].attrs))
+    result = lambda ds, how: rainmap.predict(ds, checkpoint.path, statistics=how)
+    change = lambda ds, how: float(np.abs(result(ds, how)["probability"] - result(nwp, how)["probability"]).max())
+    own = change(far, "own")
+    assert own < 1e-4 and change(far, "training") > 10 * own and change(wetter, "own") > 10 * own
+    assert result(nwp, "own").attrs["input_statistics"] == "own"
+    with pytest.raises(DataError, match="training.*own"): result(nwp, "guess")
 
 
 def change(nwp, name, **how):
@@ -311,6 +324,10 @@ def test_command_from_raw_files(checkpoint, tmp_path, capsys):
     arguments = ["predict", str(FOLDER / "wrf"), "--source", "wrf", "--where", "central-us", "--checkpoint", str(checkpoint.path), "--out", str(tmp_path / "r.nc"),
                  "--map", str(tmp_path / "r.png"), "--observed", str(FOLDER / "stage2"), "--hours", "3"]
     assert rainmap.main(arguments) == 0 and "64 x 32" in capsys.readouterr().out and (tmp_path / "r.png").stat().st_size > 10_000
+    size = lambda: Image.open(tmp_path / "r.png").size
+    whole = size()
+    assert rainmap.main([*arguments, "--statistics", "own", "--leads", "21", "24"]) == 0 and size()[1] < 0.6 * whole[1]     # two rows, not five
+    assert rainmap.main([*arguments, "--leads", "22"]) == 2 and "22" in capsys.readouterr().err
 
 
 @real

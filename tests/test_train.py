@@ -31,11 +31,11 @@ class Square:
         return {"error": sum(float(((model(b["x"]) - b["y"]) ** 2).mean()) for b in loader)}
 
 
-def train(task=None, state=None, seed=0, steps=12, **how):
+def train(task=None, state=None, seed=0, steps=12, lr=0.05, **how):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Dropout(0.2), nn.Linear(6, 1))
-    how = dict(lr=0.05, every=4, progress=False) | how
-    return model, fit(model, task or Square(), *loaders(Line(), Line(), 4, seed), steps=steps, seed=seed, state=state, **how)
+    how = dict(every=4, progress=False) | how
+    return model, fit(model, task or Square(), *loaders(Line(), Line(), 4, seed), steps=steps, groups=parameter_groups(model, lr, 0.01), seed=seed, state=state, **how)
 
 
 def equal(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
@@ -138,5 +138,5 @@ def test_pretraining_learns_and_scores_repeat():
     loader = loaders(data, data, 6, 0)
     before = evaluate(model, task, loader[1])
     assert before == evaluate(model, task, loader[1]) and set(before) == {"masked_loss", "mean", "visible_mean"}
-    history = fit(model, task, *loader, steps=20, lr=3e-3, every=20, progress=False)
+    history = fit(model, task, *loader, steps=20, groups=parameter_groups(model, 3e-3, 0.01), every=20, progress=False)
     assert history[-1]["masked_loss"] < 0.8 * before["masked_loss"] and history[-1]["mean"] == before["mean"]
