@@ -290,7 +290,7 @@ def set_seed(
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #ffe06a04
+# %% ../nbs/00_core.ipynb #88a357a7
 @contextmanager
 def atomic_path(
     path,                   # the file that shall appear
@@ -320,7 +320,7 @@ def ensure(
 def write_json(path, values: dict):
     "Write a dictionary as JSON, whole or not at all."
     with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(values, indent=1))
+        tmp.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 # %% ../nbs/00_core.ipynb #ea348627
 def environment() -> dict:
