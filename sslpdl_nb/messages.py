@@ -166,7 +166,7 @@ class Field:
     @property
     def key(self): return self.name, self.kind, self.level
 
-# %% ../nbs/03e_messages.ipynb #7a638caa
+# %% ../nbs/03e_messages.ipynb #d7babf26
 @lru_cache(maxsize=64)
 def _grib_grid(kind, shape, keys):
     "The grid of a GRIB header; `keys` holds the numbers that describe it."
@@ -185,7 +185,7 @@ def _grib_grid(kind, shape, keys):
     x, y = (float(c) + k[d] * np.arange(n) * s for c, d, n, s in zip(corner, ("DxInMetres", "DyInMetres"), shape[::-1], (1, -1 if down else 1)))
     if kind == "lambert" and k["DxInMetres"] == k["DyInMetres"]:
         ds = xr.Dataset({"crs": ((), 0, dict(grid_mapping_name="lambert_conformal_conic", standard_parallel=[k["Latin1InDegrees"], k["Latin2InDegrees"]],
-                                             longitude_of_central_meridian=k["LoVInDegrees"], latitude_of_projection_origin=k["LaDInDegrees"],
+                                             longitude_of_central_meridian=(k["LoVInDegrees"] + 180) % 360 - 180, latitude_of_projection_origin=k["LaDInDegrees"],
                                              earth_radius=k["radius"]))}, dict(x=x, y=np.sort(y)))
         return grid_of(ds)
     return map_grid(proj, x, np.sort(y))

@@ -191,7 +191,7 @@ def _identity(paths, options) -> str:
     files = [(str(p), p.stat().st_size if p.is_file() else 0) for p in paths]
     return hashlib.sha256(json.dumps([files, options], default=repr).encode()).hexdigest()[:16]
 
-# %% ../nbs/03h_prepare.ipynb #227665ef
+# %% ../nbs/03h_prepare.ipynb #81e81b2c
 def prepare(
     nwp,                            # forecast files: path, folder or several
     qpe,                            # rain files
@@ -210,8 +210,7 @@ def prepare(
     say=print,                      # where a line of progress goes
 ) -> Path:                          # the store
     "Raw files in, a store of samples out: resumable, parallel, with a manifest."
-    out, refused, missing = Path(out), {}, []
-    nwp_files, qpe_files = list_files(nwp), list_files(qpe)
+    out, refused, missing, nwp_files, qpe_files = Path(out), {}, [], list_files(nwp), list_files(qpe)
     options = dict(source=repr(the_source(source)), rain_source=rain_source, grid=repr(grid), hours=hours, min_valid=min_valid, method=method, rain_method=rain_method)
     identity = _identity([*nwp_files, *qpe_files], options)
     if fresh and out.exists() and (out / "zarr.json").exists(): shutil.rmtree(out)

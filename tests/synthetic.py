@@ -62,8 +62,8 @@ def world(step=10.0, south=-90.0, north=90.0, west=0.0, east=350.0):
 def lambert(grid=KMA, along=1):
     "Keys of a Lambert map, from south to north; its longitudes and latitudes."
     lon, lat = grid.lonlat()
-    keys = dict(gridType="lambert", shapeOfTheEarth=6, Nx=grid.nx, Ny=grid.ny, latitudeOfFirstGridPointInDegrees=float(lat[0, 0]), longitudeOfFirstGridPointInDegrees=float(lon[0, 0]),
-                LaDInDegrees=grid.parallels[1], LoVInDegrees=grid.lon0, DxInMetres=grid.dx, DyInMetres=grid.dx, Latin1InDegrees=grid.parallels[0],
+    keys = dict(gridType="lambert", shapeOfTheEarth=6, Nx=grid.nx, Ny=grid.ny, latitudeOfFirstGridPointInDegrees=float(lat[0, 0]), longitudeOfFirstGridPointInDegrees=float(lon[0, 0]) % 360,
+                LaDInDegrees=grid.parallels[1], LoVInDegrees=grid.lon0 % 360, DxInMetres=grid.dx, DyInMetres=grid.dx, Latin1InDegrees=grid.parallels[0],
                 Latin2InDegrees=grid.parallels[1], jScansPositively=1, uvRelativeToGrid=along)
     return keys, lon, lat
 

@@ -3,13 +3,15 @@
 What comes out must be the sixteen variables in our units, each point in its place, with the right lead time and rain rate. Which
 tables have met real files is said in `SOURCES[...].tried`; those files are read in test_files.py.
 """
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("pyproj")              # first: see messages._eccodes
 pytest.importorskip("eccodes")
 
-from synthetic import BUILT, LEVELS, along_grid, gfs, grib2, lambert, truth, wave, wrfout
+from synthetic import BUILT, KMA, LEVELS, along_grid, gfs, grib2, lambert, truth, wave, wrfout
 
 from sslpdl_nb import messages
 from sslpdl_nb.core import VARIABLE_NAMES, DataError, LambertGrid
@@ -109,6 +111,14 @@ def test_sixteen_variables_of_raw_wrf_output(tmp_path):
     east, north = along_grid(8.0, -3.0, -(ds["longitude"].values - 2 * 126))                       # the same turn, the other way
     assert np.allclose(ds["u500"][0, 0], east, atol=0.01) and np.allclose(ds["v500"][0, 0], north, atol=0.01)
     assert np.allclose(ds["slp"], 100500 * (1 + 0.0065 * 50 / 290) ** 5.2559, atol=2) and np.allclose(ds["t2m"], 290)
+
+
+def test_central_meridian_in_the_west_is_negative(tmp_path):
+    grid = replace(KMA, lon0=-97.5)
+    keys, lon, lat = lambert(grid)
+    (tmp_path / "west.grib2").write_bytes(grib2(messages._eccodes("test"), "kwbc", keys, "t", 290 + 0 * lat, ("ground", 2)))
+    found = grid_of(read_nwp(tmp_path / "west.grib2", "hrrr", ("t2m",)))
+    assert isinstance(found, LambertGrid) and found.lon0 == -97.5 and np.allclose(found.lonlat(), (lon, lat), atol=1e-5)       # coastlines are looked up by it
 
 
 # ------------------------------------------------------------------ several starts in one file
