@@ -25,8 +25,8 @@ from sslpdl_nb.masking import MaskedEmbed, build_encoder, random_mask
 from sslpdl_nb.train import describe, fit, load_checkpoint, loaders, parameter_groups, pretrain, save_checkpoint
 
 # %% auto #0
-__all__ = ['KINDS', 'RainModel', 'transfer', 'Finetune', 'exceedance', 'threshold_csi', 'tune_thresholds', 'decide',
-           'double_conv', 'UNet', 'save_model', 'load_model', 'predict_probabilities', 'finetune']
+__all__ = ['THRESHOLDS', 'KINDS', 'RainModel', 'transfer', 'Finetune', 'exceedance', 'threshold_csi', 'tune_thresholds', 'decide',
+           'double_conv', 'UNet', 'save_model', 'load_model', 'predict_probabilities', 'calibrate', 'finetune']
 
 # %% ../nbs/11_finetune.ipynb #5c3149c9
 class RainModel(nn.Module):
@@ -60,7 +60,7 @@ def transfer(
     model.load_state_dict({**mine, **{name: weights[name] for name in moved}})
     return dict(moved=moved, fresh=[name for name in mine if name not in moved], left=[name for name in weights if name not in moved])
 
-# %% ../nbs/11_finetune.ipynb #26112882
+# %% ../nbs/11_finetune.ipynb #8e49be91
 class Finetune:
     "Class probabilities of the observed rain."
     def __init__(self, config: Config):
@@ -79,9 +79,12 @@ class Finetune:
         "Loss, and CSI at the lower edge with the best threshold for these samples."
         logits, rain = (torch.cat(parts) for parts in zip(*((model(b["x"]), b["rain"]) for b in loader)))
         p = logits.softmax(1).cpu().numpy()
-        return dict(valid_loss=float(self._loss(logits, rain)), csi=threshold_csi(exceedance(p)[:, 0], rain.cpu().numpy(), self.config.edges[0])[1].max())
+        return dict(valid_loss=float(self._loss(logits, rain)), csi=threshold_csi(exceedance(p)[:, 0], rain.cpu().numpy(), self.config.edges[0]).max())
 
-# %% ../nbs/11_finetune.ipynb #6c777d58
+# %% ../nbs/11_finetune.ipynb #33e56ac6
+THRESHOLDS = np.r_[0, np.round(1 / (1 + np.exp(-np.arange(-8, 8.05, 0.1))), 6)]
+
+
 def exceedance(
     probabilities: np.ndarray,      # (n, K, h, w) of the classes
 ) -> np.ndarray:                    # (n, K-1, h, w): probability of reaching each edge
@@ -93,16 +96,15 @@ def threshold_csi(
     p: np.ndarray,                  # (n, h, w) probability of reaching the edge
     rain: np.ndarray,               # (n, h, w) observed, mm/h, NaN = not observed
     edge: float,                    # mm/h
-    bins: int = 100,                # thresholds 0, 1/bins, ... (bins-1)/bins
-) -> tuple:                         # thresholds, CSI of each
+) -> np.ndarray:                    # CSI for each of THRESHOLDS
     "CSI of 'probability at or above the threshold', for all thresholds at once."
-    seen = ~np.isnan(rain)
-    step, event = np.clip((p[seen] * bins).astype(int), 0, bins - 1), rain[seen] >= edge
-    hits = np.cumsum(np.bincount(step[event], minlength=bins)[::-1])[::-1]
-    alarms = np.cumsum(np.bincount(step, minlength=bins)[::-1])[::-1]
-    return np.arange(bins) / bins, hits / np.maximum(alarms + event.sum() - hits, 1)
+    seen, n = ~np.isnan(rain), len(THRESHOLDS)
+    step, event = np.searchsorted(THRESHOLDS, p[seen], "right") - 1, rain[seen] >= edge
+    above = lambda steps: np.cumsum(np.bincount(steps, minlength=n)[::-1])[::-1]
+    hits, alarms = above(step[event]), above(step)
+    return hits / np.maximum(alarms + event.sum() - hits, 1)
 
-# %% ../nbs/11_finetune.ipynb #064e100a
+# %% ../nbs/11_finetune.ipynb #edd46de8
 def tune_thresholds(
     probabilities: np.ndarray,      # (n, K, h, w)
     rain: np.ndarray,               # (n, h, w) observed on validation days
@@ -112,10 +114,10 @@ def tune_thresholds(
     "The thresholds of the best CSI; one half where the event was never observed."
     best, seen = [], ~np.isnan(rain)
     for p, edge in zip(np.moveaxis(exceedance(probabilities), 1, 0), edges):
-        thresholds, csi = threshold_csi(p, rain, edge)
-        warnings, events = seen.sum() - np.searchsorted(np.sort(p[seen]), thresholds), (rain[seen] >= edge).sum()
-        allowed = np.flatnonzero((warnings <= max_bias * events) & (thresholds > 0))
-        best.append(float(thresholds[allowed[csi[allowed].argmax()]]) if events and allowed.size else 0.5)
+        csi = threshold_csi(p, rain, edge)
+        warnings, events = seen.sum() - np.searchsorted(np.sort(p[seen]), THRESHOLDS), (rain[seen] >= edge).sum()
+        allowed = np.flatnonzero((warnings <= max_bias * events) & (THRESHOLDS > 0))
+        best.append(float(THRESHOLDS[allowed[csi[allowed].argmax()]]) if events and allowed.size else 0.5)
     return tuple(best)
 
 
@@ -209,7 +211,34 @@ def predict_probabilities(
     if not parts: raise DataError(mismatch("predict_probabilities: samples", "at least one", 0))
     return torch.cat(parts).numpy()
 
-# %% ../nbs/11_finetune.ipynb #2b365f46
+# %% ../nbs/11_finetune.ipynb #f7220b28
+def calibrate(
+    model: nn.Module,               # RainModel or UNet; its last layer is changed
+    dataset: Dataset,               # validation days, items with "x" and "rain"
+    edges: tuple,                   # class edges, mm/h
+) -> dict:                          # scale a, shift b of each class, loss before and after (nats)
+    "Make probabilities mean frequencies: scale and shift the logits."
+    rain = np.stack([np.asarray(item["rain"]) for item in (dataset[i] for i in range(len(dataset)))])
+    logs = torch.from_numpy(predict_probabilities(model, dataset)).clamp(min=1e-12).log().movedim(1, -1)
+    logs, classes = logs[seen := torch.from_numpy(~np.isnan(rain))], torch.from_numpy(np.digitize(rain, edges))[seen]
+    a, b = torch.ones(1, requires_grad=True), torch.zeros(len(edges) + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([a, b], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(a * logs + b, classes) + 1e-4 * (b**2).mean()      # a class never seen stays finite
+        value.backward()
+        return value
+
+    before = loss().item()
+    optimizer.step(loss)
+    last = model.head if hasattr(model, "head") else model.decoder.head
+    with torch.no_grad():
+        last.bias.mul_(a.item()).add_(b.to(last.bias.device))
+        last.weight.mul_(a.item())
+    return dict(scale=a.item(), shift=b.tolist(), before=before, after=loss().item())
+
+# %% ../nbs/11_finetune.ipynb #55d7f4e9
 def finetune(
     config: Config,
     splits,                         # of data.load_splits
@@ -220,7 +249,7 @@ def finetune(
     state=None,                     # resume file, for long trainings
     progress: bool = True,
 ) -> tuple:                         # model, meta
-    "Train on observed rain, tune thresholds on the validation days, save."
+    "Train on observed rain; calibrate and tune thresholds on the validation days; save."
     set_seed(seed)
     model = KINDS[kind](config)
     if init is not None: transfer(model, load_checkpoint(init)[0])
@@ -233,6 +262,7 @@ def finetune(
     history = fit(model, Finetune(config), *loaders(splits.train, splits.valid, config.finetune_batch, seed), steps=config.finetune_steps,
                   groups=groups, betas=config.finetune_betas, warmup=config.warmup, clip_norm=config.clip_norm, seed=seed,
                   state=state, every=-(-config.finetune_steps // 12), keep="valid_loss", progress=progress)
+    calibration = calibrate(model, splits.valid, config.edges)
     thresholds = tune_thresholds(predict_probabilities(model, splits.valid), splits.valid.rain.numpy(), config.edges)
-    save_model(path, model, config, splits, seed, thresholds=thresholds, pretrained=init is not None, history=history)
+    save_model(path, model, config, splits, seed, calibration=calibration, thresholds=thresholds, pretrained=init is not None, history=history)
     return load_model(path)

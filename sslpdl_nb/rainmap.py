@@ -97,7 +97,7 @@ def _forecast(nwp, source=None) -> tuple:
     parts = [open_nwp(p) for p in paths]
     return parts[0] if len(parts) == 1 else _together(parts, names), names
 
-# %% ../nbs/14_rainmap.ipynb #2e78aaac
+# %% ../nbs/14_rainmap.ipynb #25f1c888
 def _check_checkpoint(meta: dict, grid: LambertGrid, name: str):
     "The checkpoint must know our variables in our order, and a map of this size."
     if tuple(meta["variable_names"]) != VARIABLE_NAMES:
@@ -117,7 +117,8 @@ def _attributes(meta: dict, name: str, source: str, samples: xr.Dataset, statist
         Conventions="CF-1.11", title="rain probabilities", source=f"{name}: {meta['kind']}, " + ("pre-trained" if meta.get("pretrained") else "not pre-trained"),
         training_data=trained_on, history=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%MZ} sslpdl predict {source}",
         comment=" ".join(["The model was trained on SIMULATED data: no skill is claimed for the real atmosphere."] * ("simulated" in trained_on.lower())
-                          + ["Class probabilities are those of the network; 12_verify shows how reliable they are."]),
+                          + ["Class probabilities " + ("were calibrated on the validation days" if meta.get("calibration") else "are those of the network, not calibrated")
+                             + "; 12_verify shows how reliable they are."]),
         cuts=[float(c) for c in meta["thresholds"]], config=config_to_json(meta["config"]), seed=int(meta["seed"]),
         training_lead_times=[float(h) for h in meta.get("lead_times", [])], training_versions=json.dumps(meta["versions"]), prediction_versions=json.dumps(environment()),
         missing_input_values=holes, input_statistics=statistics, unusual_input=", ".join(f"{n} {z:+g} sigma" for n, z in far.items()) or "none")

@@ -232,17 +232,17 @@ def decompose(
     parts["within"] = parts["brier"] - parts["reliability"] + parts["resolution"] - parts["uncertainty"]
     return {k: float(v) for k, v in parts.items()}
 
-# %% ../nbs/12_verify.ipynb #16bcaa9c
+# %% ../nbs/12_verify.ipynb #c97d5dc3
 def best_cut(
     p,                              # probability (or rain rate) of each case, any shape; NaN = unknown
     o,                              # yes/no observed, same shape
-    cuts=None,                      # candidates; None = 0.01 ... 0.99
+    cuts=None,                      # candidates; None = 0.0003 ... 0.9997, evenly spaced in the log of the odds
     valid=None,                     # where to look; None = where p is known
     max_bias: float = np.inf,       # cuts that say yes more often than this times the events are out
 ) -> float:                         # the cut with the largest CSI of `p >= cut`
     "The cut that gives the largest CSI; use validation days only."
     p, o = np.asarray(p, dtype=float), np.asarray(o, dtype=bool)
-    cuts = np.arange(1, 100) / 100 if cuts is None else np.asarray(cuts, dtype=float)
+    cuts = np.round(1 / (1 + np.exp(-np.arange(-8, 8.05, 0.1))), 6) if cuts is None else np.asarray(cuts, dtype=float)
     valid = np.isfinite(p) if valid is None else np.isfinite(p) & np.asarray(valid, dtype=bool)
     yes, no = np.sort(p[valid & o]), np.sort(p[valid & ~o])
     hits, false_alarms = (x.size - np.searchsorted(x, cuts, side="left") for x in (yes, no))

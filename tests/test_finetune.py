@@ -10,7 +10,7 @@ import xarray as xr
 from sslpdl_nb.core import VARIABLE_NAMES, CheckpointError, DataError, LambertGrid, get_config
 from sslpdl_nb.data import Standardizer
 from sslpdl_nb.finetune import (
-    Finetune, RainModel, UNet, decide, exceedance, finetune, load_model, predict_probabilities, save_model, threshold_csi, transfer,
+    THRESHOLDS, Finetune, RainModel, UNet, calibrate, decide, exceedance, finetune, load_model, predict_probabilities, save_model, threshold_csi, transfer,
     tune_thresholds,
 )
 from sslpdl_nb.masking import MaskedAutoencoder
@@ -131,11 +131,43 @@ def test_thresholds_are_the_best_by_brute_force():
     rng = np.random.default_rng(0)
     p, rain = rng.random((2, 5, 6)), np.where(rng.random((2, 5, 6)) < 0.3, 1.0, 0.0)
     rain[0, 0] = np.nan
-    thresholds, csi = threshold_csi(p, rain, 0.1)
+    csi = threshold_csi(p, rain, 0.1)
     seen, event = ~np.isnan(rain), rain >= 0.1
-    for t, value in zip(thresholds, csi):
+    for t, value in zip(THRESHOLDS, csi):
         alarm = p >= t
         assert np.isclose(value, (alarm & event & seen).sum() / ((alarm | event) & seen).sum()), t
+
+
+def dice(n=60, seed=0):
+    "Days whose class frequencies are known, the logits of a model that bends them, and a model that only has a last layer."
+    g = torch.Generator().manual_seed(seed)
+    frequency = (2 * torch.randn(n, 3, 24, 24, generator=g)).softmax(1)
+    drawn = torch.multinomial(frequency.movedim(1, -1).reshape(-1, 3), 1, generator=g).reshape(n, 24, 24)
+    rain = torch.tensor([0.0, 1.0, 20.0])[drawn]
+    rain[:, :3] = torch.nan
+    model = torch.nn.Module()
+    model.head = torch.nn.Conv2d(3, 3, 1)
+    with torch.no_grad(): model.head.weight.copy_(torch.eye(3)[:, :, None, None])
+    model.forward = lambda x: model.head(x)
+    return model, frequency, rain
+
+
+@pytest.mark.parametrize("scale, shift", [(1.0, (0, 0, 0)), (2.0, (0, 1.6, 2.3)), (0.5, (-1, 0.5, 0))])
+def test_calibration_finds_the_true_frequencies(scale, shift):
+    model, frequency, rain = dice()
+    bent = [dict(x=scale * f.log() + torch.tensor(shift)[:, None, None], rain=r) for f, r in zip(frequency, rain)]
+    found = calibrate(model, bent, (0.1, 10.0))
+    assert found["scale"] == pytest.approx(1 / scale, rel=0.05) and found["after"] <= found["before"]
+    assert np.abs(predict_probabilities(model, bent) - frequency.numpy()).max() < 0.05
+    again = calibrate(model, bent, (0.1, 10.0))                          # nothing is left to do
+    assert again["scale"] == pytest.approx(1, abs=0.01) and again["before"] - again["after"] < 1e-4
+
+
+def test_calibration_without_an_event_stays_finite():
+    model, frequency, rain = dice(8)
+    days = [dict(x=f.log(), rain=r.clamp(max=1.0)) for f, r in zip(frequency, rain)]
+    assert np.isfinite(calibrate(model, days, (0.1, 10.0))["shift"]).all()
+    assert np.isfinite(p := predict_probabilities(model, days)).all() and p[:, 2].mean() < 0.05
 
 
 def test_tuning_without_events_or_observations():

@@ -138,13 +138,13 @@ def test_best_cut_is_the_best(seed):
     p, o = rng.random(50).round(2), rng.random(50) < 0.3
     cuts = np.arange(1, 100) / 100
     scores = [csi(count_events(p >= c, o)) for c in cuts]
-    assert csi(count_events(p >= best_cut(p, o), o)) == np.nanmax(scores) if np.isfinite(scores).any() else True
+    assert csi(count_events(p >= best_cut(p, o, cuts), o)) == np.nanmax(scores) if np.isfinite(scores).any() else True
 
 
 def test_best_cut_ignores_the_unknown():
     p, o = np.array([0.9, 0.1, np.nan, 0.95]), np.array([1, 0, 1, 0])
     assert best_cut(p, o, valid=[True, True, True, False]) <= 0.9
-    assert best_cut([np.nan], [1]) == 0.01
+    assert 0 < best_cut([np.nan], [1]) < 0.001
 
 
 def test_lead_times():
