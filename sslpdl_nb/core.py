@@ -132,7 +132,7 @@ def lambert_unproject(
     rho, theta = np.hypot(x, rho0 - y), np.arctan2(side * x, side * (rho0 - y))
     return lon0 + np.degrees(theta / n), np.degrees(2 * np.arctan((side * length / rho) ** (1/n)) - np.pi/2)
 
-# %% ../nbs/00_core.ipynb #efc694e5
+# %% ../nbs/00_core.ipynb #924e0841
 @dataclass(frozen=True)
 class LambertGrid:
     "A regular grid on a Lambert conformal map of a spherical Earth. Row 0 is the southernmost."
@@ -157,8 +157,6 @@ class LambertGrid:
 
     @property
     def cone(self) -> tuple: return lambert_cone(self.parallels, self.lat0, self.radius)
-
-    def _cone(self): return self.cone      # old name
 
     def project(self, lon, lat):
         "Longitude and latitude in degrees to projection x and y in m."
