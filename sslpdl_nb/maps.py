@@ -162,14 +162,14 @@ def grid_of(
     scale = {"km": 1000.0}.get(ds["x"].attrs.get("units"), 1.0)
     return map_grid(proj, ds["x"].values * scale, ds["y"].values * scale)
 
-# %% ../nbs/03b_maps.ipynb #31dc9396
+# %% ../nbs/03b_maps.ipynb #cb517ae6
 def row_angle(
     grid,               # with rows and columns
 ) -> np.ndarray:        # (y, x) radians from east to the direction of growing columns
     "How the rows of a grid lie on the Earth."
     if isinstance(grid, LambertGrid):
         x, y = np.meshgrid(grid.x, grid.y)
-        return -np.arctan2(x, grid._cone()[2] - y)
+        return -np.arctan2(x, grid.cone[2] - y)
     if len(grid.shape) != 2:
         raise GridError(mismatch("winds along the grid", "rows and columns", f"scattered points {grid.shape}"))
     lon, lat = np.radians(grid.lonlat())

@@ -381,18 +381,77 @@ def test_a_window_of_a_large_source_is_enough(method, monkeypatch):
     assert np.allclose(part, Regridder(lon, lat, *TARGET.lonlat(), method)(f), atol=1e-12, equal_nan=True)
 
 
+def by_matrix(r, fields):
+    "A second implementation: the formula with sparse products in float64, for fields (k, y, x)."
+    f = fields.reshape(len(fields), -1).astype(float).T
+    valid = np.isfinite(f)
+    total, share = r.weights @ np.where(valid, f, 0), r.weights @ valid.astype(float)
+    with np.errstate(all="ignore"):
+        return np.where((share > 0) & (share >= r.min_valid - 1e-9), total / share, np.nan).T.reshape(len(fields), *r.target_shape)
+
+
+COARSE = LambertGrid(30, 40, 60e3, -900e3, -1200e3, 128.0, 38.0, (35.0, 50.0))      # beyond the source on all sides
+
+
 @pytest.mark.parametrize("method", ["bilinear", "nearest", "conservative"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_compiled_loop_equals_the_matrix(method, dtype):
-    from sslpdl_nb.grid import _apply_compiled
+@pytest.mark.parametrize("target", [TARGET, COARSE], ids=["inside", "beyond"])
+def test_compiled_work_equals_the_matrix(method, dtype, target):
     rng = np.random.default_rng(5)
-    wide = LambertGrid(30, 40, 60e3, -900e3, -1200e3, 128.0, 38.0, (35.0, 50.0))
-    for target in (TARGET, wide):
-        r = Regridder.between(SOURCE, target, method)
-        f = rng.normal(size=(5, SOURCE.ny * SOURCE.nx)).astype(dtype)
-        f[1, ::3], f[2], f[3, 7] = np.nan, np.nan, np.inf
-        fast, slow = _apply_compiled(r, f).reshape(5, *target.shape), r(f.reshape(5, *SOURCE.shape))
-        assert fast.dtype == dtype and np.array_equal(np.isnan(fast), np.isnan(slow)) and np.allclose(fast, slow, rtol=1e-6, atol=1e-6, equal_nan=True)
+    r = Regridder.between(SOURCE, target, method)
+    f = rng.normal(size=(21, *SOURCE.shape)).astype(dtype)          # more than a batch, and no multiple of it
+    f[1].ravel()[::3], f[2], f[3, 0, 7], f[4, 9, 9], f[20][rng.random(SOURCE.shape) < 0.5] = np.nan, np.nan, np.inf, -np.inf, np.nan
+    fast, slow = r(f), by_matrix(r, f)
+    assert fast.dtype == dtype and np.isnan(slow).any() and np.isfinite(slow).any()
+    assert np.allclose(fast, slow, rtol=4e-7 if dtype == np.float32 else 1e-13, atol=1e-7 if dtype == np.float32 else 1e-13, equal_nan=True)
+    assert np.array_equal(fast, np.stack([r(g) for g in f]), equal_nan=True)           # the same bits alone and in company
+
+
+@pytest.mark.parametrize("least", [0.0, 0.25, 0.5, 1.0])
+def test_threshold_is_kept_exactly(least):
+    r = Regridder([[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [1.0, 1.0]], [0.5], [0.5], min_valid=least)
+    r.weights.data[:] = 0.25
+    for gaps in range(5):
+        f = np.arange(1.0, 5)
+        f[:gaps] = np.nan
+        known = (4 - gaps) / 4
+        expected = np.nanmean(f) if known > 0 and known >= least else np.nan
+        assert np.array_equal(r(f.reshape(2, 2)), [expected], equal_nan=True)
+
+
+@pytest.mark.parametrize("lot", [1, 7, 64])
+def test_any_size_of_lots_gives_the_same(lot, monkeypatch):
+    from sslpdl_nb import grid as module
+    f = np.random.default_rng(6).normal(size=(18, *SOURCE.shape)).astype(np.float32)
+    for method in ("bilinear", "conservative"):
+        expected = Regridder.between(SOURCE, COARSE, method)(f)
+        monkeypatch.setattr(module, "LOT", lot)
+        assert np.array_equal(Regridder.between(SOURCE, COARSE, method)(f), expected, equal_nan=True)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2), (3, 5), (1, 17)])
+def test_sources_smaller_than_a_row_of_the_processor(shape):
+    lon, lat = np.meshgrid(np.arange(shape[1]) + 100.0, np.arange(shape[0]) + 20.0)
+    for dtype in (np.float32, np.float64):
+        f = np.random.default_rng(7).normal(size=(3, *shape)).astype(dtype)
+        assert np.array_equal(Regridder(lon, lat, lon, lat, "nearest")(f), f)
+
+
+def test_fields_of_any_layout_and_order_of_bytes():
+    r = Regridder.between(SOURCE, TARGET)
+    f = np.random.default_rng(8).normal(size=(5, *SOURCE.shape)).astype(np.float32)
+    expected, locked = r(f), f.copy()
+    locked.flags.writeable = False
+    for g in (f.astype(">f4"), np.asfortranarray(f), np.repeat(f, 2, 0)[::2], locked):
+        assert np.array_equal(r(g), expected) and r(g).dtype == g.dtype
+    assert np.allclose(r(f.astype(np.float16)), expected, atol=5e-3) and r(f.astype(np.float16)).dtype == np.float16
+
+
+def test_the_largest_numbers_do_not_overflow():
+    r = Regridder.between(SOURCE, TARGET)
+    for dtype in (np.float32, np.float64):
+        assert np.allclose(r(np.full(SOURCE.shape, 0.9 * np.finfo(dtype).max, dtype)) / np.finfo(dtype).max, 0.9)
 
 
 def test_between_on_axes_of_either_direction():
