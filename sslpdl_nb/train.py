@@ -101,7 +101,7 @@ def advance(
     optimizer.step()
     return loss.detach()
 
-# %% ../nbs/09_train.ipynb #d51d5782
+# %% ../nbs/09_train.ipynb #31b864c8
 def fit(
     model: nn.Module,               # on the device to train on
     task: Task,                     # gives loss and scores
@@ -127,8 +127,7 @@ def fit(
     run = dict(steps=steps, seed=seed, groups=[[g["initial_lr"], g["weight_decay"], len(g["params"])] for g in optimizer.param_groups])
     start, history = load_state(state, parts, run) if state and Path(state).exists() else (0, [])
     train_loader.batch_sampler.start = start
-    losses, where = [], next(model.parameters()).device
-    model.train()
+    losses, where = [], next(model.train().parameters()).device
     bar = tqdm(zip(range(start, steps), train_loader), total=steps, initial=start, disable=None if progress else True, ncols=80)
     for step, batch in bar:
         losses.append(advance(model, task, to_device(batch, where), optimizer, clip_norm, step))
