@@ -26,7 +26,8 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from sslpdl_nb.core import LambertGrid, environment, write_json
-from sslpdl_nb.grid import Buckets, Regridder, nearest
+from sslpdl_nb.grid import Regridder
+from sslpdl_nb.neighbours import Buckets, nearest
 
 RESULT = Path(__file__).parent / "results" / "grid.json"
 HRRR = LambertGrid(1799, 1059, 3000.0, -2697520.1, -1587306.2, lon0=262.5, lat0=38.5, parallels=(38.499, 38.501), radius=6371229.0)

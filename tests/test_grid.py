@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslpdl_nb.core import NWP_GRID, QPE_GRID, GridError, LambertGrid, SSLPDLError, cf_attributes, subgrid
-from sslpdl_nb.grid import (
-    Buckets, Regridder, bilinear_weights, cell_areas, conservative_weights, cube_face, grid_from_cf, inverse_bilinear,
-    nearest, quad_weights, regrid, surrounding, unit_vectors,
+from sslpdl_nb.grid import Regridder, grid_from_cf, regrid
+from sslpdl_nb.neighbours import (
+    Buckets, between, bilinear_weights, cell_areas, conservative_weights, cube_face, inverse_bilinear, nearest, quad_weights,
+    surrounding, unit_vectors,
 )
 
 SOURCE = subgrid(NWP_GRID, slice(0, 480, 12), slice(0, 320, 12))
@@ -455,7 +456,6 @@ def test_the_largest_numbers_do_not_overflow():
 
 
 def test_between_on_axes_of_either_direction():
-    from sslpdl_nb.grid import between
     for axis in (np.array([1.0, 2, 4, 8]), np.array([8.0, 4, 2, 1])):
         k, s, inside = between(axis, np.array([1.0, 3, 8, 9, 0.5]))
         assert np.allclose((axis[k] * (1 - s) + axis[k + 1] * s)[inside], [1, 3, 8]) and inside.tolist() == [True, True, True, False, False]
