@@ -200,11 +200,11 @@ class Reliability:
     @property
     def frequency(self): return _ratio(self.o_sum, self.count)
 
-# %% ../nbs/12_verify.ipynb #b82ce8b9
+# %% ../nbs/12_verify.ipynb #6e36d260
 def reliability(
     p,                  # probability of the event, any shape; NaN = unknown
     o,                  # 1 where it was observed, 0 elsewhere, same shape; NaN = unknown
-    bins: int = 10,     # equal bins of [0, 1]; 1 belongs to the last
+    bins=10,            # number of equal bins of [0, 1], or the edges of bins; 1 belongs to the last
 ) -> Reliability:
     "Sums per bin of probabilities and outcomes."
     p, o = np.asarray(p, dtype=float).ravel(), np.asarray(o, dtype=float).ravel()
@@ -214,9 +214,9 @@ def reliability(
     p, o = p[known], o[known]
     if p.size and (p.min() < -1e-6 or p.max() > 1 + 1e-6):
         raise DataError(mismatch("verify: probabilities", "values from 0 to 1", f"{p.min():g} to {p.max():g}"))
-    k = np.clip((p * bins).astype(int), 0, bins - 1)
-    return Reliability(np.bincount(k, minlength=bins),
-                       *(np.bincount(k, weights=w, minlength=bins) for w in (p, o, (p - o) ** 2)))
+    n, k = (bins, (p * bins).astype(int)) if np.isscalar(bins) else (len(bins) - 1, np.searchsorted(bins, p, "right") - 1)
+    k = np.clip(k, 0, n - 1)
+    return Reliability(np.bincount(k, minlength=n), *(np.bincount(k, weights=w, minlength=n) for w in (p, o, (p - o) ** 2)))
 
 # %% ../nbs/12_verify.ipynb #b1c63602
 def decompose(

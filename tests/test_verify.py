@@ -127,6 +127,8 @@ def test_reliability_merges_and_bounds():
     a, b, whole = reliability(p[:100], o[:100]), reliability(p[100:], o[100:]), reliability(p, o)
     assert all(np.allclose(getattr(a + b, k), getattr(whole, k)) for k in ("count", "p_sum", "o_sum", "error_sum"))
     assert reliability([0.0, 1.0], [0, 1], 4).count.tolist() == [1, 0, 0, 1]
+    assert reliability([0.0, 0.005, 0.01, 1.0], [0, 0, 1, 1], [0, 0.01, 0.1, 1]).count.tolist() == [2, 1, 1]
+    assert np.array_equal(reliability(p, o, [0, 0.25, 0.5, 0.75, 1]).o_sum, reliability(p, o, 4).o_sum)
     assert np.isnan(decompose(reliability([np.nan], [1]))["brier"])
     assert isinstance(a + b, Reliability) and brier_skill(0.0, 0.2) == 1 and np.isnan(brier_skill(0.1, 0.0))
 
