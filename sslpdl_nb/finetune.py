@@ -104,20 +104,16 @@ def threshold_csi(
     hits, alarms = above(step[event]), above(step)
     return hits / np.maximum(alarms + event.sum() - hits, 1)
 
-# %% ../nbs/11_finetune.ipynb #edd46de8
+# %% ../nbs/11_finetune.ipynb #440f63d9
 def tune_thresholds(
-    probabilities: np.ndarray,      # (n, K, h, w)
-    rain: np.ndarray,               # (n, h, w) observed on validation days
-    edges: tuple,                   # class edges, mm/h
-    max_bias: float = 4.0,          # thresholds that warn more often than this times the events are out
+    probabilities: np.ndarray,      # (n, K, h, w), calibrated
 ) -> tuple:                         # one threshold per edge
-    "The thresholds of the best CSI; one half where the event was never observed."
-    best, seen = [], ~np.isnan(rain)
-    for p, edge in zip(np.moveaxis(exceedance(probabilities), 1, 0), edges):
-        csi = threshold_csi(p, rain, edge)
-        warnings, events = seen.sum() - np.searchsorted(np.sort(p[seen]), THRESHOLDS), (rain[seen] >= edge).sum()
-        allowed = np.flatnonzero((warnings <= max_bias * events) & (THRESHOLDS > 0))
-        best.append(float(THRESHOLDS[allowed[csi[allowed].argmax()]]) if events and allowed.size else 0.5)
+    "The thresholds of the best expected CSI."
+    best = []
+    for p in np.moveaxis(exceedance(probabilities), 1, 0):
+        p = np.sort(p.ravel().astype(np.float64))[::-1]
+        hits, warnings = np.cumsum(p), np.arange(1, p.size + 1)
+        best.append(float(p[(hits / (warnings + p.sum() - hits)).argmax()]) or 1.0)      # 1 where the event is impossible
     return tuple(best)
 
 
@@ -238,7 +234,7 @@ def calibrate(
         last.weight.mul_(a.item())
     return dict(scale=a.item(), shift=b.tolist(), before=before, after=loss().item())
 
-# %% ../nbs/11_finetune.ipynb #55d7f4e9
+# %% ../nbs/11_finetune.ipynb #fa0580a0
 def finetune(
     config: Config,
     splits,                         # of data.load_splits
@@ -263,6 +259,6 @@ def finetune(
                   groups=groups, betas=config.finetune_betas, warmup=config.warmup, clip_norm=config.clip_norm, seed=seed,
                   state=state, every=-(-config.finetune_steps // 12), keep="valid_loss", progress=progress)
     calibration = calibrate(model, splits.valid, config.edges)
-    thresholds = tune_thresholds(predict_probabilities(model, splits.valid), splits.valid.rain.numpy(), config.edges)
+    thresholds = tune_thresholds(predict_probabilities(model, splits.valid))
     save_model(path, model, config, splits, seed, calibration=calibration, thresholds=thresholds, pretrained=init is not None, history=history)
     return load_model(path)

@@ -170,10 +170,22 @@ def test_calibration_without_an_event_stays_finite():
     assert np.isfinite(p := predict_probabilities(model, days)).all() and p[:, 2].mean() < 0.05
 
 
-def test_tuning_without_events_or_observations():
-    p = np.full((1, 3, 2, 2), 1 / 3)
-    assert tune_thresholds(p, np.zeros((1, 2, 2)), (0.1, 10.0)) == (0.5, 0.5)
-    assert tune_thresholds(p, np.full((1, 2, 2), np.nan), (0.1, 10.0)) == (0.5, 0.5)
+def test_thresholds_need_no_observation_when_probabilities_are_honest():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet((8, 1, 0.3), size=(40, 24, 24)).transpose(0, 3, 1, 2)
+    drawn = (rng.random((40, 1, 24, 24)) > np.cumsum(p, 1)).sum(1)          # a class from each pixel's probabilities
+    rain = np.array([0.0, 1.0, 20.0])[drawn.clip(max=2)]
+    for k, (edge, t) in enumerate(zip((0.1, 10.0), tune_thresholds(p))):
+        q, event = exceedance(p)[:, k], rain >= edge
+        score = lambda t: ((q >= t) & event).sum() / ((q >= t) | event).sum()
+        assert score(t) > 0.95 * threshold_csi(q, rain, edge).max()
+
+
+def test_thresholds_by_brute_force():
+    p = np.random.default_rng(1).dirichlet((5, 3, 1), size=(1, 4, 5)).transpose(0, 3, 1, 2)
+    for q, t in zip(np.moveaxis(exceedance(p), 1, 0), tune_thresholds(p)):
+        expected = {u: q[q >= u].sum() / ((q >= u).sum() + q[q < u].sum()) for u in q.ravel()}
+        assert np.isclose(expected[t], max(expected.values()))
 
 
 def test_scores_do_not_need_rain_everywhere(splits):
@@ -182,10 +194,7 @@ def test_scores_do_not_need_rain_everywhere(splits):
     assert set(scores) == {"valid_loss", "csi"} and 0 <= scores["csi"] <= 1
 
 
-def test_thresholds_do_not_cry_wolf():
-    rng = np.random.default_rng(0)
-    p = rng.dirichlet((5, 3, 1), size=(4, 16, 16)).transpose(0, 3, 1, 2)
-    rain = np.where(rng.random((4, 16, 16)) < 0.01, 20.0, 0.0)
-    for edge, threshold, q in zip((0.1, 10.0), tune_thresholds(p, rain, (0.1, 10.0)), np.moveaxis(exceedance(p), 1, 0)):
-        assert (q >= threshold).sum() <= 4 * (rain >= edge).sum()
-    assert tune_thresholds(p, np.zeros_like(rain), (0.1, 10.0)) == (0.5, 0.5)
+def test_thresholds_of_a_certain_forecast():
+    sure = np.stack([np.eye(4), 0 * np.eye(4), 1 - np.eye(4)])[None]
+    dry = np.stack([np.ones((2, 2)), *np.zeros((2, 2, 2))])[None]
+    assert tune_thresholds(sure) == tune_thresholds(dry) == (1.0, 1.0) and (decide(dry, tune_thresholds(dry)) == 0).all()
