@@ -36,9 +36,9 @@ def test_forward_only(tmp_path):
     notebook(tmp_path, "00_core", "x = 1")
     notebook(tmp_path, "01_viz", "from sslpdl_nb.core import x")
     assert check.check_forward(tmp_path) == []
-    notebook(tmp_path, "01_viz", "import sslpdl_nb.grid")
-    notebook(tmp_path, "02_grid", "#| exporti\nfrom sslpdl_nb.viz import y", "from sslpdl_nb.viz import y")
-    assert check.check_forward(tmp_path) == ["01_viz.ipynb imports grid before it exists", "02_grid.ipynb exports code that needs viz; it may need only core"]
+    notebook(tmp_path, "01_viz", "import sslpdl_nb.verify")
+    notebook(tmp_path, "02_verify", "#| exporti\nfrom sslpdl_nb.viz import y", "from sslpdl_nb.viz import y")
+    assert check.check_forward(tmp_path) == ["01_viz.ipynb imports verify before it exists", "02_verify.ipynb exports code that needs viz; it may need only core"]
 
 
 def test_light_imports_are_really_tried():
