@@ -193,7 +193,8 @@ def test_interrupt_is_clean(nbs):
     notebook(nbs / "00_a.ipynb", "import os; open(out_dir + '/pid', 'w').write(str(os.getpid()))", "import time; time.sleep(60)")
     out = nbs.parent / "out"
     process = subprocess.Popen([sys.executable, runner.__file__, "--nbs", nbs, "--out", out], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # a job in the background ignores it
     while not (out / "pid").exists() or not (out / "pid").read_text():
         time.sleep(0.1)
         assert process.poll() is None
