@@ -269,14 +269,14 @@ def _finish(size, work, out, netcdf):
             os.replace(store, out / store.name)
     shutil.rmtree(work)
 
-# %% ../nbs/02b_archive.ipynb #50808014
+# %% ../nbs/02b_archive.ipynb #2e4117d3
 def simulate(
     size: str = "tiny",         # tiny | course | paper, or a Size
     out="data_samples/tiny",    # folder for nwp, qpe and ideal: NetCDF for tiny, else Zarr
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
-    draws: int = 0,             # members of the ideal ensemble of each forecast of the last quarter of the groups; 0 = none
+    draws: int = 0,             # members of the ideal ensemble of each forecast of the last fifth of the groups, the test days; 0 = none
     workers: int = None,        # groups side by side; None = one a core
 ) -> Path:                      # the folder
     "Simulate an archive; started again after an interruption, it goes on; other data in the folder are never touched."
@@ -294,7 +294,7 @@ def simulate(
             write_json(work / "plan.json", plan)
         todo = [g for g in range(size.groups) if not (work / f"group-{g:03d}.json").exists()]
         bar = tqdm(total=size.groups * size.starts, initial=(size.groups - len(todo)) * size.starts, desc="starts", disable=not progress)
-        ideal_from = size.groups - max(1, size.groups // 4)
+        ideal_from = size.groups - max(1, round(size.groups / 5))
         def make(group):
             part = season(size, seed, group, device, draws if group >= ideal_from else 0, bar.update)
             if draws and "ideal" not in part:
