@@ -234,31 +234,33 @@ def calibrate(
         last.weight.mul_(a.item())
     return dict(scale=a.item(), shift=b.tolist(), before=before, after=loss().item())
 
-# %% ../nbs/11_finetune.ipynb #fa0580a0
+# %% ../nbs/11_finetune.ipynb #898d5057
 def finetune(
     config: Config,
     splits,                         # of data.load_splits
     seed: int,
-    path,                           # checkpoint to write
+    path,                           # checkpoint to write; its resume file has the suffix .resume
     init=None,                      # pre-trained checkpoint; None = from scratch
     kind: str = "internimage",      # internimage | unet
-    state=None,                     # resume file, for long trainings
     progress: bool = True,
 ) -> tuple:                         # model, meta
-    "Train on observed rain; calibrate and tune thresholds on the validation days; save."
+    "Train on observed rain (one that was stopped goes on); calibrate and tune thresholds on the validation days; save."
     set_seed(seed)
     model = KINDS[kind](config)
-    if init is not None: transfer(model, load_checkpoint(init)[0])
+    weights, before = load_checkpoint(init) if init is not None else (None, None)
+    if init is not None: transfer(model, weights)
     if init is not None and config.freeze_encoder: model.embed.requires_grad_(False); model.encoder.requires_grad_(False)
     model.to(device())
     fast, slow = config.decoder_lr, config.encoder_lr if init is not None else config.decoder_lr
     decay = config.finetune_weight_decay
     parts = [(model, fast)] if kind == "unet" else [(model.embed, slow), (model.encoder, slow), (model.decoder, fast)]
     groups = [group for part, lr in parts for group in parameter_groups(part, lr, decay)]
+    state, about = Path(path).with_suffix(".resume"), describe(config, splits, seed, kind) | dict(init=before)
     history = fit(model, Finetune(config), *loaders(splits.train, splits.valid, config.finetune_batch, seed), steps=config.finetune_steps,
                   groups=groups, betas=config.finetune_betas, warmup=config.warmup, clip_norm=config.clip_norm, seed=seed,
-                  state=state, every=-(-config.finetune_steps // 12), keep="valid_loss", progress=progress)
+                  state=state, about=about, every=-(-config.finetune_steps // 12), keep="valid_loss", progress=progress)
     calibration = calibrate(model, splits.valid, config.edges)
     thresholds = tune_thresholds(predict_probabilities(model, splits.valid))
     save_model(path, model, config, splits, seed, calibration=calibration, thresholds=thresholds, pretrained=init is not None, history=history)
+    state.unlink(missing_ok=True)
     return load_model(path)

@@ -101,7 +101,7 @@ def advance(
     optimizer.step()
     return loss.detach()
 
-# %% ../nbs/09_train.ipynb #31b864c8
+# %% ../nbs/09_train.ipynb #cb975b8f
 def fit(
     model: nn.Module,               # on the device to train on
     task: Task,                     # gives loss and scores
@@ -115,23 +115,23 @@ def fit(
     clip_norm: float = 1.0,         # largest gradient norm
     seed: int = 0,                  # of drop path, masks
     state=None,                     # path of the resume file; None = cannot be resumed
+    about: dict = None,             # what is trained on what; a resume file of anything else is refused
     every: int = 50,                # steps between scores, and between resume files
     keep: str = None,               # a score: end with the weights of its smallest value; None = with the last
     progress: bool = True,          # show how it goes
 ) -> list[dict]:                    # one entry per score: step, loss and the task's scores
     "Train a model on a task."
     optimizer = AdamW(groups, betas=betas)
-    schedule = LambdaLR(optimizer, lambda s: warmup_cosine(s, steps, warmup))
-    parts = dict(model=model, optimizer=optimizer, schedule=schedule, best=copy.deepcopy(model))
+    parts = dict(model=model, optimizer=optimizer, schedule=LambdaLR(optimizer, lambda s: warmup_cosine(s, steps, warmup)), best=copy.deepcopy(model))
     set_seed(seed)
-    run = dict(steps=steps, seed=seed, groups=[[g["initial_lr"], g["weight_decay"], len(g["params"])] for g in optimizer.param_groups])
+    run = {"steps": steps, "seed": seed, "groups": [[g["initial_lr"], g["weight_decay"], len(g["params"])] for g in optimizer.param_groups]} | (about or {})
     start, history = load_state(state, parts, run) if state and Path(state).exists() else (0, [])
     train_loader.batch_sampler.start = start
     losses, where = [], next(model.train().parameters()).device
     bar = tqdm(zip(range(start, steps), train_loader), total=steps, initial=start, disable=None if progress else True, ncols=80)
     for step, batch in bar:
         losses.append(advance(model, task, to_device(batch, where), optimizer, clip_norm, step))
-        schedule.step()
+        parts["schedule"].step()
         if (step + 1) % every == 0 or step + 1 == steps:
             entry = dict(step=step + 1, loss=float(torch.stack(losses).mean()), **evaluate(model, task, valid_loader))
             history.append(entry); losses = []
@@ -142,7 +142,7 @@ def fit(
     model.eval()
     return history
 
-# %% ../nbs/09_train.ipynb #eb66f90a
+# %% ../nbs/09_train.ipynb #f5df30ab
 def to_device(batch: dict, where) -> dict:
     "The tensors of a batch on the device of the model."
     return {k: v.to(where) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -162,7 +162,7 @@ def evaluate(model: nn.Module, task: Task, loader) -> dict:
 def save_state(path, parts: dict, run: dict, step: int, history: list):
     "The resume file: all that the next step depends on."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    state = dict(parts={k: v.state_dict() for k, v in parts.items()}, run=run, step=step, history=history,
+    state = dict(parts={k: v.state_dict() for k, v in parts.items()}, run=json.dumps(run), step=step, history=history,
                  random=torch.get_rng_state(), random_cuda=cuda)
     with atomic_path(path) as tmp: torch.save(state, tmp)
 
@@ -171,8 +171,9 @@ def load_state(path, parts: dict, run: dict) -> tuple:
     "Put everything back; returns the step to go on from, and the history."
     try: state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error: raise CheckpointError(mismatch(str(path), "a resume file", type(error).__name__)) from error
-    if not isinstance(state, dict) or state.get("run") != run:
-        raise CheckpointError(mismatch(f"{path}: the training it belongs to", run, state.get("run") if isinstance(state, dict) else type(state)))
+    run, found = (json.loads(r) for r in (json.dumps(run), state["run"])) if isinstance(state, dict) and "run" in state else (run, {})
+    if differ := [k for k in run if k not in found or found[k] != run[k]]:
+        raise CheckpointError(mismatch(f"{path}: the training it belongs to (another one? remove the file)", *({k: r.get(k) for k in differ} for r in (run, found))))
     for k, v in parts.items(): v.load_state_dict(state["parts"][k])
     torch.set_rng_state(state["random"])
     if torch.cuda.is_available() and state["random_cuda"]: torch.cuda.set_rng_state_all(state["random_cuda"])
@@ -228,7 +229,7 @@ class Pretrain:
             n += len(x)
         return {k: v / n for k, v in total.items()} if n else {}
 
-# %% ../nbs/09_train.ipynb #3cde3f77
+# %% ../nbs/09_train.ipynb #dd732778
 def describe(
     config: Config,
     splits,                 # of data.load_splits
@@ -246,16 +247,17 @@ def pretrain(
     config: Config,
     splits,                 # of data.load_splits
     seed: int,
-    path,                   # checkpoint to write
-    state=None,             # resume file, for long trainings
+    path,                   # checkpoint to write; its resume file has the suffix .resume
     progress: bool = True,
 ) -> tuple:                 # model, history
-    "Masked pre-training from scratch to a checkpoint."
+    "Masked pre-training from scratch to a checkpoint; one that was stopped goes on."
     set_seed(seed)
+    state, about = Path(path).with_suffix(".resume"), describe(config, splits, seed, "pretrained")
     model, task = MaskedAutoencoder(config).to(device()), Pretrain(config, seed)
     samples = getattr(splits, "pretrain", None) or splits.train         # dry days teach meteorology, too
     history = fit(model, task, *loaders(samples, splits.valid, config.pretrain_batch, seed), steps=config.pretrain_steps,
                   groups=parameter_groups(model, config.pretrain_lr, config.pretrain_weight_decay), betas=config.pretrain_betas, warmup=config.warmup,
-                  clip_norm=config.clip_norm, seed=seed, state=state, every=-(-config.pretrain_steps // 10), progress=progress)
-    save_checkpoint(path, model, describe(config, splits, seed, "pretrained") | dict(history=history))
+                  clip_norm=config.clip_norm, seed=seed, state=state, about=about, every=-(-config.pretrain_steps // 10), progress=progress)
+    save_checkpoint(path, model, about | dict(history=history))
+    state.unlink(missing_ok=True)
     return model, history

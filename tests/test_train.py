@@ -140,3 +140,28 @@ def test_pretraining_learns_and_scores_repeat():
     assert before == evaluate(model, task, loader[1]) and set(before) == {"masked_loss", "mean", "visible_mean"}
     history = fit(model, task, *loader, steps=20, groups=parameter_groups(model, 3e-3, 0.01), every=20, progress=False)
     assert history[-1]["masked_loss"] < 0.8 * before["masked_loss"] and history[-1]["mean"] == before["mean"]
+
+
+def test_pretraining_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    from dataclasses import replace
+    from pathlib import Path
+    from sslpdl_nb import train as module
+    from sslpdl_nb.data import load_splits
+    config = get_config("small", fast=True, pretrain_steps=6, pretrain_batch=4)
+    splits = load_splits(Path(__file__).parents[1] / "data_samples" / "tiny", config)
+    whole, history = module.pretrain(config, splits, 0, tmp_path / "whole.safetensors", progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["whole.safetensors"]
+    path, real, calls = tmp_path / "cut.safetensors", module.advance, []
+
+    def cut(*args):
+        calls.append(1)
+        if len(calls) == 4: raise KeyboardInterrupt
+        return real(*args)
+    with monkeypatch.context() as m:
+        m.setattr(module, "advance", cut)
+        with pytest.raises(KeyboardInterrupt): module.pretrain(config, splits, 0, path, progress=False)
+    assert not path.exists() and path.with_suffix(".resume").exists()
+    with pytest.raises(CheckpointError, match="training it belongs to"):
+        module.pretrain(replace(config, pretrain_mask_ratio=0.5), splits, 0, path, progress=False)
+    again, resumed = module.pretrain(config, splits, 0, path, progress=False)
+    assert resumed == history and equal(again, whole) and not path.with_suffix(".resume").exists()
