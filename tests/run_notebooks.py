@@ -220,17 +220,23 @@ def keep_outputs(source: Path, executed: Path):
     subprocess.run([sys.executable, Path(__file__).with_name("clean_notebooks.py"), source], cwd=ROOT, check=True)
 
 
+def front_scores(out: Path, nbs: Path):
+    "The scores of a run, for index.ipynb: scores.json, or scores_course.json of the preset course."
+    (nbs / "images").mkdir(exist_ok=True)
+    if (out / "verify.json").exists():
+        verify = json.loads((out / "verify.json").read_text(encoding="utf-8"))
+        name = "scores" if verify["preset"] == "small" else f"scores_{verify['preset']}"
+        write_json(nbs / "images" / f"{name}.json", dict(
+            data=verify["data"], test_days=len(verify["test_days"]), differences=verify["differences"],
+            csi={edge: {name: row["CSI"] for name, row in rows.items()} for edge, rows in verify["scores"].items()}))
+
+
 def front_page(out: Path, nbs: Path, seconds: dict):
     "What index.ipynb shows: the maps, the scores and the seconds of each notebook."
-    (nbs / "images").mkdir(exist_ok=True)
+    front_scores(out, nbs)
     for made, shown_as in (("rainmap.png", "rainmap.png"), ("real_own.png", "rainmap_real.png")):
         if (out / made).exists():
             with atomic_path(nbs / "images" / shown_as) as tmp: shutil.copy(out / made, tmp)
-    if (out / "verify.json").exists():
-        verify = json.loads((out / "verify.json").read_text(encoding="utf-8"))
-        write_json(nbs / "images" / "scores.json", dict(
-            data=verify["data"], test_days=len(verify["test_days"]), differences=verify["differences"],
-            csi={edge: {name: row["CSI"] for name, row in rows.items()} for edge, rows in verify["scores"].items()}))
     path = nbs / "images" / "seconds.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     new = before | {name: round(s) for name, s in seconds.items()}
@@ -303,6 +309,8 @@ def run(args) -> int:
         if args.html:
             write_html(target, nbs)
     finish(record, out, "complete")
+    if args.front_page:
+        front_scores(out, nbs)
     count = f"{len(paths)} notebook{'s' * (len(paths) > 1)}"
     print(f"{count} in {record['total_seconds']:.0f} s; results in {shown(out)}")
     return 0
@@ -316,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--html", action="store_true", help="also write an HTML copy of each notebook")
     parser.add_argument("--solutions", action="store_true", help="also run the solutions of the exercises")
     parser.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
+    parser.add_argument("--front-page", action="store_true", help="give the scores to nbs/images, for index.ipynb")
     parser.add_argument("--fresh", action="store_true", help="empty the folder of an earlier run first")
     parser.add_argument("--timeout", type=int, help="longest time for one cell, in seconds")
     parser.add_argument("--nbs", type=Path, default=ROOT / "nbs", help="folder of the notebooks")
