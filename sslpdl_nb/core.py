@@ -237,10 +237,10 @@ class Config:
     beta: float = 0.75                      # share of one-hot in the mixed label
     class_weights: tuple = (1.0, 5.0, 10.0) # of the three classes in the loss
 
-# %% ../nbs/00_core.ipynb #5ddf6fe5
+# %% ../nbs/00_core.ipynb #f5c4a613
 small = Config()
 course = Config(name="course", image_size=(112, 64), patch_size=8, encoder="internimage_nano", ppm_dim=64, fpn_dim=64,
-                pretrain_steps=4000, finetune_steps=2000)
+                pretrain_steps=4000, finetune_steps=400)
 paper = Config(name="paper", image_size=(224, 128), patch_size=16, token_norm=True, pretrain_mask_ratio=0.9, encoder="internimage_tiny",
                ppm_dim=512, fpn_dim=256, pretrain_steps=150_000, pretrain_batch=64, pretrain_lr=1.6e-3,
                clip_norm=0.02, finetune_steps=35_000, finetune_batch=32, encoder_lr=5e-5, decoder_lr=1e-4,
