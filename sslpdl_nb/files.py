@@ -22,8 +22,8 @@ from sslpdl_nb.messages import Field, grib_fields, kind_of, named
 from sslpdl_nb.netcdf import Source, netcdf_fields, open_lazy, wrfout_fields
 
 # %% auto #0
-__all__ = ['PRESSURE', 'SURFACE', 'ECMWF', 'KOREA', 'SOURCES', 'scan', 'the_source', 'millimetres', 'Step', 'plan', 'evaluate',
-           'read_nwp', 'list_files', 'kind_or_none']
+__all__ = ['PRESSURE', 'SURFACE', 'ECMWF', 'KOREA', 'SOURCES', 'scan', 'the_source', 'rain_hours', 'millimetres', 'Step', 'plan',
+           'evaluate', 'read_nwp', 'list_files', 'kind_or_none']
 
 # %% ../nbs/03f_files.ipynb #17da7b5f
 PRESSURE = {"gh{p}": "gh isobaricInhPa {p} | z isobaricInhPa {p}", "t{p}": "t isobaricInhPa {p}", "rh{p}": "r isobaricInhPa {p}",
@@ -151,6 +151,14 @@ def _rain_of_moment(hand, key, lead):
 
 def _added(parts): return parts[0] if len(parts) == 1 else ("sum", *parts)
 
+# %% ../nbs/03f_files.ipynb #b4c54944
+def rain_hours(
+    recipe: tuple,      # of the variable rain
+):                      # h that the rain covers; None = written as a rate, its hours are not told
+    "The hours of which forecast rain is the mean."
+    if recipe[0] == "amount": return recipe[3]
+    return max((h for r in recipe[1:] if (h := rain_hours(r)) is not None), default=None) if recipe[0] == "sum" else None
+
 # %% ../nbs/03f_files.ipynb #645610ef
 def millimetres(
     f: Field,           # an amount of rain, or a mean rate
@@ -262,7 +270,7 @@ def _parts(recipe):
     elif isinstance(recipe, tuple):
         for r in recipe: yield from _parts(r)
 
-# %% ../nbs/03f_files.ipynb #2767c485
+# %% ../nbs/03f_files.ipynb #4a5831e9
 def _guessed(recipe) -> bool:
     "Whether a recipe uses an estimated terrain."
     return isinstance(recipe, tuple) and (recipe[:1] == ("terrain",) or any(map(_guessed, recipe)))
@@ -270,9 +278,25 @@ def _guessed(recipe) -> bool:
 
 def _words(recipe) -> str:
     "A recipe in words, for people."
-    return {"field": "as written", "amount": "amount over hours", "moment": "rate of the moment", "sum": "sum of parts", "turned": "turned from the grid", "turned_v": "turned from the grid",
+    if (hours := rain_hours(recipe)) is not None: return f"mean of {hours:g} h"
+    return {"field": "as written", "moment": "rate of the moment", "sum": "sum of parts", "turned": "turned from the grid", "turned_v": "turned from the grid",
             "rh_td": "from dew point", "rh_q": "from specific humidity", "slp": "reduced from the ground", "hypsometric": "hypsometric equation",
             "from_direction": "from speed and direction", "terrain": "from surface pressure"}[recipe[0]]
+
+
+def _hours(leads) -> str:
+    "Lead times in words."
+    leads = sorted(set(leads))
+    return ", ".join(f"+{h:g}" for h in leads[:5]) + f" and {len(leads) - 5} more" * (len(leads) > 5) + " h"
+
+
+def _said(name, steps) -> str:
+    "How a variable was made in all steps, in words; empty if all is as written."
+    leads = defaultdict(list)
+    for s in steps: leads[_words(dict(s.recipes)[name])].append(s.lead)
+    *few, most = sorted(leads, key=lambda words: len(leads[words]))
+    parts = [f"{words} at {_hours(leads[words])}" for words in few] + [f"{most} elsewhere" if few else most]
+    return "" if parts == ["as written"] else f"{name}: " + ", ".join(parts).replace(", mean of", ", of")
 
 # %% ../nbs/03f_files.ipynb #a92e0663
 @lru_cache(maxsize=4)
@@ -332,7 +356,7 @@ def evaluate(
         out.append(values); clipped += n
     return np.stack(out), clipped
 
-# %% ../nbs/03f_files.ipynb #cab6fe2e
+# %% ../nbs/03f_files.ipynb #d38ace67
 def read_nwp(
     paths,                          # file, folder, or several
     source="grib",                  # key of SOURCES, a Source or a dictionary of your own
@@ -354,25 +378,40 @@ def read_nwp(
     leads = sorted(h for h in {s.lead for s in steps} if all((t, h) in at for t in starts))
     if not leads:
         raise DataError(mismatch(f"{names}: lead times", "at least one that all starts have", "none"))
-    note = [f"{v}: {_words(r)}" for v, r in steps[-1].recipes if r[0] != "field"]
-    if any(_guessed(r) for _, r in steps[-1].recipes): note.append("terrain ESTIMATED from mean surface pressure")
-    if dropped: note.append(f"{len(dropped)} start and lead times dropped: " + "; ".join(f"+{h:g} h lacks {', '.join(m[:4])}" for _, h, m in dropped[:3]))
-    grid = steps[0].grid
-    values = _values([[at[t, h] for h in leads] for t in starts], len(variables), grid.shape, memory, note)
+    note, grid, table = _note(steps, dropped, leads), steps[0].grid, [[at[t, h] for h in leads] for t in starts]
+    values = _values(table, len(variables), grid.shape, memory, note)
     about = {v.name: v for v in VARIABLES}
     data = {n: (("time", "lead_time", "y", "x"), values[:, :, k], dict(units=about[n].units, standard_name=about[n].standard_name, long_name=about[n].long_name,
                                                                       grid_mapping="crs")) for k, n in enumerate(variables)}
     lead = np.array([round(h * 3600) for h in leads], "timedelta64[s]").astype("timedelta64[ns]")
-    return xr.Dataset(data | {"crs": ((), 0, crs_attributes(grid))}, dict(time=np.array(starts), lead_time=lead) | place(grid),
+    return xr.Dataset(data | {"crs": ((), 0, crs_attributes(grid))}, dict(time=np.array(starts), lead_time=lead) | _rain_coordinate(table) | place(grid),
                       dict(Conventions="CF-1.11", title=f"forecast of {names}", source=source if isinstance(source, str) else "own table", note="; ".join(note)))
 
-# %% ../nbs/03f_files.ipynb #baae4459
+# %% ../nbs/03f_files.ipynb #6564af07
 def list_files(paths) -> list:
     "The files that a path, a folder or several of them stand for."
     out = [f for p in ([paths] if isinstance(paths, (str, Path)) else paths)
            for f in (sorted(q for q in Path(p).iterdir() if not q.name.startswith(".")) if Path(p).is_dir() and kind_or_none(p) != "Zarr" else [Path(p)])]
     if not out: raise DataError(mismatch("files", "at least one", f"none in {paths}"))
     return out
+
+
+def _note(steps, dropped, leads) -> list:
+    "What was derived, estimated or left out."
+    note = [words for v, _ in steps[0].recipes if (words := _said(v, [s for s in steps if s.lead in leads]))]
+    if any(_guessed(r) for s in steps for _, r in s.recipes): note.append("terrain ESTIMATED from mean surface pressure")
+    if dropped: note.append(f"{len(dropped)} start and lead times dropped: " + "; ".join(f"+{h:g} h lacks {', '.join(m[:4])}" for _, h, m in dropped[:3]))
+    if lost := {s.lead for s in steps} - set(leads):
+        note.append(f"lead times that not every start has, left out: {_hours(lost)}"); warnings.warn(note[-1], stacklevel=3)
+    return note
+
+
+def _rain_coordinate(table) -> dict:
+    "The hours that the rain of each lead time covers (the longest of all starts), where they are known."
+    rain = [[rain_hours(r) for s in column for v, r in s.recipes if v == "rain"] for column in zip(*table)]
+    if not any(h is not None for hours in rain for h in hours): return {}
+    longest = [max((h for h in hours if h is not None), default=np.nan) for hours in rain]
+    return {"rain_hours": ("lead_time", longest, {"units": "h", "long_name": "hours that the rain covers"})}
 
 
 def kind_or_none(path):

@@ -19,7 +19,7 @@ from synthetic import BUILT, grib2, world, wrfout
 from sslpdl_nb import derive, messages
 from sslpdl_nb.core import VARIABLE_NAMES, DataError, GridError, LambertGrid
 from sslpdl_nb.data import open_nwp, open_qpe, pair
-from sslpdl_nb.files import SOURCES, Source, evaluate, plan, read_nwp, scan
+from sslpdl_nb.files import SOURCES, Source, evaluate, plan, rain_hours, read_nwp, scan
 from sslpdl_nb.grid import Regridder
 from sslpdl_nb.maps import MapGrid, PointGrid, grid_of, map_grid, row_angle, turn_winds
 from sslpdl_nb.messages import Field, grib_messages, kind_of
@@ -275,6 +275,27 @@ def test_rain_of_every_kind():
     two = Source({"rain": "tp surface 0 | ncpcp surface 0 + acpcp surface 0"})
     assert made([toy("ncpcp", 3, first=0.0, units="mm"), toy("acpcp", 6, first=0.0, units="mm")], two, "rain")["rain"][0, 0] == 3
     assert plan([toy("ncpcp", 3, first=0.0, units="mm")], two, ("rain",))[0] == []
+
+
+def totals(leads, start="2024070100"):
+    "GRIB messages of rain since the start, 1 mm an hour."
+    return b"".join(grib2(messages._eccodes("test"), "kwbc", world(20.0)[0], "tp", np.full(180, float(h)), hour=h, since=0, start=start) for h in leads)
+
+
+def test_the_hours_that_rain_covers_are_told(tmp_path):
+    (tmp_path / "late.grib2").write_bytes(totals(range(25, 31)))
+    ds = read_nwp(tmp_path, "gfs", ("rain",))
+    assert ds["rain_hours"].dims == ("lead_time",) and ds["rain_hours"].values.tolist() == [25, 1, 1, 1, 1, 1] and np.allclose(ds["rain"], 1, atol=1e-3)
+    assert ds.attrs["note"] == "rain: mean of 25 h at +25 h, of 1 h elsewhere"
+    rate = plan([toy("prate", 1 / 3600, units="kg m-2 s-1")], "gfs", ("rain",))[0][0].recipes[0][1]
+    assert rate[0] == "moment" and rain_hours(rate) is None
+
+
+def test_lead_times_that_not_every_start_has_are_named(tmp_path):
+    (tmp_path / "two.grib2").write_bytes(totals((1, 2, 3)) + totals((2, 3, 4), "2024070112"))
+    with pytest.warns(UserWarning, match="not every start has.*\\+1, \\+4 h"): ds = read_nwp(tmp_path, "gfs", ("rain",))
+    assert (ds["lead_time"].values / np.timedelta64(1, "h")).tolist() == [2, 3] and "left out: +1, +4 h" in ds.attrs["note"]
+    assert ds["rain_hours"].values.tolist() == [2, 1]               # the second start has nothing to subtract at +2 h
 
 
 def test_doubled_messages():
