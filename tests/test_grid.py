@@ -274,6 +274,21 @@ def test_touching_cone():
     assert np.abs(np.subtract(grid_from_cf(ds).project(lon, lat), second)).max() < 0.1
 
 
+@pytest.mark.parametrize("earth", [dict(semi_major_axis=6378137.0, inverse_flattening=298.257223563), dict(semi_major_axis=6378137.0, semi_minor_axis=6356752.314)])
+def test_a_flattened_earth_is_no_sphere(earth):
+    pyproj, maps = pytest.importorskip("pyproj"), pytest.importorskip("sslpdl_nb.maps")
+    ds = dataset(TARGET, {})
+    crs = {k: v for k, v in ds["crs"].attrs.items() if k not in ("earth_radius", "semi_major_axis", "semi_minor_axis", "inverse_flattening")}
+    ds["crs"] = ((), 0, crs | earth)
+    with pytest.raises(GridError, match="shape of the Earth.*ellipsoid"): grid_from_cf(ds)
+    p = TARGET.parallels
+    second = pyproj.Proj(proj="lcc", lat_1=p[0], lat_2=p[1], lat_0=TARGET.lat0, lon_0=TARGET.lon0, a=6378137.0, b=6356752.314245)
+    found = maps.grid_of(ds)
+    assert np.abs(np.subtract(found.lonlat(), second(*np.meshgrid(TARGET.x, TARGET.y), inverse=True))).max() < 1e-7
+    assert np.abs(np.subtract(found.lonlat(), TARGET.lonlat())).max() > 0.01                    # what taking it for a sphere would cost
+    assert maps.grid_of(xr.Dataset({"crs": ((), 0, maps.crs_attributes(found))}, maps.place(found))) == found
+
+
 @pytest.mark.parametrize("arguments", [
     ([0.0, 1], [0.0], [0.0], [0.0]), ([], [], [0.0], [0.0]), ([np.nan], [0.0], [0.0], [0.0]), ([0.0], [91.0], [0.0], [0.0]),
     ([0.0], [0.0], [[[0.0]]], [[[0.0]]]),

@@ -11,14 +11,15 @@ import pytest
 pytest.importorskip("pyproj")              # first: see messages._eccodes
 pytest.importorskip("eccodes")
 
-from synthetic import BUILT, KMA, LEVELS, along_grid, gfs, grib2, lambert, truth, wave, wrfout
+from synthetic import BUILT, KMA, LEVELS, along_grid, gfs, grib2, lambert, message, truth, wave, wrfout
 
 from sslpdl_nb import messages
-from sslpdl_nb.core import VARIABLE_NAMES, DataError, LambertGrid
+from sslpdl_nb.core import VARIABLE_NAMES, DataError, GridError, LambertGrid
 from sslpdl_nb.data import open_nwp
 from sslpdl_nb.files import SOURCES, Source, read_nwp, scan
 from sslpdl_nb.grid import Regridder
 from sslpdl_nb.maps import grid_of
+from sslpdl_nb.messages import grib_fields, grib_messages
 from sslpdl_nb.prepare import manifest, open_samples, prepare
 
 
@@ -119,6 +120,66 @@ def test_central_meridian_in_the_west_is_negative(tmp_path):
     (tmp_path / "west.grib2").write_bytes(grib2(messages._eccodes("test"), "kwbc", keys, "t", 290 + 0 * lat, ("ground", 2)))
     found = grid_of(read_nwp(tmp_path / "west.grib2", "hrrr", ("t2m",)))
     assert isinstance(found, LambertGrid) and found.lon0 == -97.5 and np.allclose(found.lonlat(), (lon, lat), atol=1e-5)       # coastlines are looked up by it
+
+
+# ------------------------------------------------------------------ headers of GRIB
+
+ROTATED = dict(gridType="rotated_ll", Ni=6, Nj=5, latitudeOfFirstGridPointInDegrees=-1, latitudeOfLastGridPointInDegrees=3, longitudeOfFirstGridPointInDegrees=357,
+               longitudeOfLastGridPointInDegrees=2, iDirectionIncrementInDegrees=1, jDirectionIncrementInDegrees=1, jScansPositively=1,
+               latitudeOfSouthernPoleInDegrees=-40, longitudeOfSouthernPoleInDegrees=10)
+CONE = dict(gridType="lambert", Nx=6, Ny=5, latitudeOfFirstGridPointInDegrees=30, longitudeOfFirstGridPointInDegrees=120, LoVInDegrees=126, DxInMetres=90000, DyInMetres=90000,
+            Latin1InDegrees=30, Latin2InDegrees=60, jScansPositively=1)
+
+
+@pytest.mark.parametrize("sample, keys", [("GRIB1", ROTATED), ("GRIB2", ROTATED), ("GRIB1", CONE), ("GRIB1", CONE | dict(earthIsOblate=1)), ("GRIB2", CONE | dict(LaDInDegrees=60)),
+                                          ("GRIB2", CONE | dict(LaDInDegrees=60, DyInMetres=45000)), *(("GRIB2", CONE | dict(LaDInDegrees=60, shapeOfTheEarth=code)) for code in (2, 4, 5))])
+def test_places_of_a_grib_grid_are_those_of_eccodes(tmp_path, sample, keys):
+    ec = messages._eccodes("test")
+    (tmp_path / "a.grib").write_bytes(content := message(ec, sample, keys, np.arange(30.0)))
+    lon, lat = grib_fields(tmp_path / "a.grib")[0].grid.lonlat()
+    m = ec.codes_new_from_message(content)
+    assert np.allclose(lat.ravel(), ec.codes_get_array(m, "latitudes"), atol=1e-5) and np.allclose(lon.ravel() % 360, ec.codes_get_array(m, "longitudes") % 360, atol=1e-5)
+    ec.codes_release(m)
+
+
+@pytest.mark.parametrize("keys, word", [(ROTATED | dict(angleOfRotation=30), "angle of rotation"), (CONE | dict(shapeOfTheEarth=1, LaDInDegrees=60), "a.grib")])
+def test_maps_that_would_be_read_wrong_are_refused(tmp_path, keys, word):
+    (tmp_path / "a.grib").write_bytes(message(messages._eccodes("test"), "GRIB2", keys, np.arange(30.0)))
+    with pytest.raises(GridError, match=word): scan(tmp_path / "a.grib", Source({"t2m": "t heightAboveGround 2 | t surface 0"}))
+
+
+def several(ec, values, **keys):
+    "One GRIB 2 message with a field for each array of values, as RAP and NAM write it."
+    m = ec.codes_grib_multi_new()
+    for k, v in enumerate(values):
+        one = ec.codes_new_from_message(grib2(ec, "kwbc", lambert()[0], "uv"[k % 2], v, ("ground", 10), keys=keys))
+        ec.codes_grib_multi_append(one, 4, m); ec.codes_release(one)
+    return m
+
+
+def test_several_fields_in_one_message(tmp_path):
+    ec, (_, lon, lat) = messages._eccodes("test"), lambert()
+    values = [lat, lon, 2 * lat]
+    values[0][3, 4] = 9999
+    m = several(ec, values, bitmapPresent=1)
+    with open(tmp_path / "a.grib", "wb") as file: ec.codes_grib_multi_write(m, file)
+    ec.codes_grib_multi_release(m)
+    found = grib_fields(tmp_path / "a.grib")
+    assert len(grib_messages(tmp_path / "a.grib")) == 1 and [f.name for f in found] == ["10u", "10v", "10u"]
+    assert np.isnan(found[0].read()[3, 4]) and all(np.allclose(f.read(), v, atol=1e-3, equal_nan=True) for f, v in zip(found, (np.where(lat > 9000, np.nan, lat), *values[1:])))
+    whole = (tmp_path / "a.grib").read_bytes()
+    (tmp_path / "a.grib").write_bytes(whole[:8] + (len(whole) - 1).to_bytes(8, "big") + whole[16:-5] + b"7777")           # the last section is short of an octet
+    with pytest.raises(DataError, match="complete GRIB"): grib_fields(tmp_path / "a.grib")
+
+
+def test_a_field_of_an_unknown_kind_does_not_take_the_file_with_it(tmp_path):
+    ec, (grid, lon, lat) = messages._eccodes("test"), lambert()
+    good = grib2(ec, "kwbc", grid, "t", lat, ("ground", 2))
+    aerosol = grib2(ec, "kwbc", grid, "t", lat, ("ground", 2), keys=dict(productDefinitionTemplateNumber=48))
+    gauss = message(ec, "reduced_gg_sfc_grib1", {}, np.zeros(6114))
+    (tmp_path / "a.grib").write_bytes(aerosol + good + gauss)
+    with pytest.warns(UserWarning, match="a.grib: 2 of 3 fields left out, not supported: grid of kind 4, product template 48"): found = grib_fields(tmp_path / "a.grib")
+    assert len(found) == 1 and np.allclose(found[0].read(), lat, atol=1e-3)
 
 
 # ------------------------------------------------------------------ several starts in one file
