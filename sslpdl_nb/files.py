@@ -36,11 +36,11 @@ ECMWF = {"slp": "msl surface 0 | msl meanSea 0", "t2m": "2t surface 0 | 2t heigh
 KOREA = {"t2m": "2t heightAboveGround 2 | t heightAboveGround 1.5",                         # the older model: 1.5 m above the ground
          "rain": "tp surface 0 | 0.1.8 surface 0 | ncpcp surface 0 + acpcp surface 0"}      # 0.1.8: a total without a name of its own
 
-# %% ../nbs/03f_files.ipynb #499db3b8
+# %% ../nbs/03f_files.ipynb #9f91610d
 SOURCES = {
     "grib": Source(PRESSURE | SURFACE | {k: f"{SURFACE[k]} | {v}" for k, v in (ECMWF | KOREA).items()}, "the names of all GRIB models below"),
     "wrf": Source(PRESSURE | SURFACE, "WRF through its post-processor: no heights, no sea-level pressure (both derived)", "real"),
-    "wrfout": Source(PRESSURE | SURFACE, "raw WRF output", "real: up to 850 hPa; built: all"),
+    "wrfout": Source(PRESSURE | SURFACE, "raw WRF output", "real: surface, 850 hPa; built: all"),
     "hrrr": Source(PRESSURE | SURFACE | {"slp": "mslma meanSea 0 | mslet meanSea 0"}, "HRRR", "real: rain; built: all"),
     "gfs": Source(PRESSURE | SURFACE | {"rain": "tp surface 0 | prate surface 0"}, "GFS, pgrb2", "built"),
     "arpege": Source(PRESSURE | SURFACE, "ARPEGE of MeteoNet", "real: 2 m, 10 m, rain; built: all"),

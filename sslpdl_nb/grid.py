@@ -42,7 +42,7 @@ def is_flattened(
     except (KeyError, TypeError, ValueError) as error:
         raise GridError(mismatch("attributes of crs", "axes of the Earth in m", f"{type(error).__name__}: {error}")) from error
 
-# %% ../nbs/03_grid.ipynb #1cc45a6b
+# %% ../nbs/03_grid.ipynb #0e08def6
 def grid_from_cf(
     ds: xr.Dataset,         # with 1-D coordinates x, y and a grid mapping variable crs
 ) -> LambertGrid:           # the grid they describe
@@ -58,10 +58,10 @@ def grid_from_cf(
     if abs(dx - dy) > 1e-3 * dx:
         raise GridError(mismatch("grid spacing", "the same in x and y", f"{dx:.1f} m and {dy:.1f} m"))
     try:
-        p = np.atleast_1d(np.asarray(a["standard_parallel"], float)).tolist()
+        p, lon0 = np.atleast_1d(np.asarray(a["standard_parallel"], float)).tolist(), float(a["longitude_of_central_meridian"])
         radius = float(a.get("earth_radius", a.get("semi_major_axis", EARTH_RADIUS)))
         return LambertGrid(ds.sizes["x"], ds.sizes["y"], dx, x0 - float(a.get("false_easting", 0)),
-                           y0 - float(a.get("false_northing", 0)), float(a["longitude_of_central_meridian"]),
+                           y0 - float(a.get("false_northing", 0)), lon0 - 360 * (lon0 > 180),
                            float(a["latitude_of_projection_origin"]), (p[0], p[-1]), radius)
     except (KeyError, TypeError, ValueError) as error:
         raise GridError(mismatch("attributes of crs", "those of a CF Lambert projection", sorted(a))) from error

@@ -93,7 +93,7 @@ def _netcdf_values(path, name, index, turn, down) -> np.ndarray:
     a = (a.T if turn else a).astype(np.float64)
     return a[::-1] if down else a
 
-# %% ../nbs/03ea_netcdf.ipynb #b6f3bb0c
+# %% ../nbs/03ea_netcdf.ipynb #37342f94
 def _axis(ds, names, units):
     "The coordinate or variable that is longitude or latitude."
     for n, c in ds.variables.items():
@@ -101,14 +101,24 @@ def _axis(ds, names, units):
             if c.ndim in (1, 2) and c.size > 1 and np.dtype(c.dtype).kind in "fiu": return n
 
 
+def _map_of(ds):
+    "Names of the grid mapping, of its rows and of its columns; None if a file has no map."
+    crs = next((str(v.attrs["grid_mapping"]).split()[0].rstrip(":") for v in ds.variables.values() if "grid_mapping" in v.attrs), "crs")
+    axes = [next((n for n, c in ds.coords.items() if c.dims == (n,) and (n == axis or c.attrs.get("standard_name") in names)), None)
+            for axis, *names in (("y", "projection_y_coordinate", "grid_latitude"), ("x", "projection_x_coordinate", "grid_longitude"))]
+    return (crs, *axes) if crs in ds.variables and ds[crs].attrs.get("grid_mapping_name") and all(axes) else None
+
+
 def netcdf_grid(ds, where):
     "Grid, names of the row and column dimension, and whether rows run from north to south."
     lat, lon = _axis(ds, ("latitude", "lat", "xlat"), ("degrees_north", "degree_north")), _axis(ds, ("longitude", "lon", "xlong"), ("degrees_east", "degree_east"))
-    if "crs" in ds.variables and {"x", "y"} <= set(ds.coords) and ds["crs"].attrs.get("grid_mapping_name"):
-        down = bool(ds["y"][0] > ds["y"][-1])
-        return grid_of(ds.isel(y=slice(None, None, -1)) if down else ds), "y", "x", down
+    if found := _map_of(ds):
+        crs, row, column = found
+        down = bool(ds[row][0] > ds[row][-1])
+        y, x = ds[row][::-1 if down else 1], ds[column]
+        return grid_of(xr.Dataset({"crs": ((), 0, ds[crs].attrs)}, dict(y=("y", y.values, y.attrs), x=("x", x.values, x.attrs)))), row, column, down
     if lat is None or lon is None:
-        raise GridError(mismatch(f"{where}: grid", "crs with x and y, or latitudes and longitudes", sorted(map(str, ds.variables))[:20]))
+        raise GridError(mismatch(f"{where}: grid", "a grid mapping with x and y, or latitudes and longitudes", sorted(map(str, ds.variables))[:20]))
     la, lo = ds[lat], ds[lon]
     if la.ndim == 1 and lo.ndim == 1 and la.dims != lo.dims:
         down, v = bool(la[0] > la[-1]), lo.values.astype(float)
@@ -120,30 +130,48 @@ def netcdf_grid(ds, where):
     turn = slice(None, None, -1 if down else 1)
     return PointGrid(lo.values[turn], la.values[turn]), *la.dims, down
 
-# %% ../nbs/03ea_netcdf.ipynb #544e3985
-def _when(ds, path, source) -> tuple:
+# %% ../nbs/03ea_netcdf.ipynb #27a9bc92
+_START = re.compile("ref|init|run|analysis|cycle|start|base|issue", re.IGNORECASE)
+
+
+def _named_times(ds) -> tuple:
+    "Names of the start, of the other dates and of the duration in a file: three lists, the first and the last with one entry or none."
+    called = lambda n: str(ds[n].attrs.get("standard_name", ""))
+    told = [n for n, v in ds.variables.items() if v.dtype.kind in "mM" and v.ndim <= 1
+            and (n in ds.coords or called(n).startswith("forecast_") or v.dtype.kind == "M" and _START.search(str(n)))]
+    dates = sorted((n for n in told if ds[n].dtype.kind == "M"), key=lambda n: (str(n).startswith("valid"), ds[n].ndim == 0))
+    spans = sorted((n for n in told if ds[n].dtype.kind == "m"), key=lambda n: (called(n) != "forecast_period", ds[n].ndim == 0))
+    starts = [n for n in dates if called(n) == "forecast_reference_time"] or [n for n in dates if _START.search(str(n))]
+    return starts[:1], [n for n in dates if n not in starts], spans[:1]
+
+
+def _when(ds, path, source) -> list:
     "Start, lead hours and index of every step of a NetCDF file: [(start, lead, {dim: number})]."
-    hours = lambda v: float(np.asarray(v, "timedelta64[s]").astype(float) / 3600)
     if source.path:
         m = re.search(source.path, str(path))
         if not m: raise DataError(mismatch(f"{path}: name", f"a match of {source.path!r}", Path(path).name))
         d = m.groupdict()
         return [(np.datetime64(f"{d['year']}-{d['month']}-{d['day']}T{d['hour']}", "ns"), float(d.get("lead", 0)), {})]
-    named = {n: c for n, c in ds.coords.items() if c.dtype.kind in "mM" and c.ndim <= 1}
-    spans = [n for n, c in named.items() if c.dtype.kind == "m"]
-    dates = sorted((n for n, c in named.items() if c.dtype.kind == "M" and not str(n).startswith("valid") or (c.dtype.kind == "M" and source.analysis)),
-                   key=lambda n: ("reference" not in str(n) and "init" not in str(n), named[n].ndim == 0))
-    each = lambda n: list(enumerate(np.atleast_1d(named[n].values)))
-    index = lambda n, k: {named[n].dims[0]: k} if named[n].ndim else {}
-    if spans and dates:
-        return [(t, hours(s), index(dates[0], i) | index(spans[0], k)) for i, t in each(dates[0]) for k, s in each(spans[0])]
+    out = _steps_of(ds, *_named_times(ds), source.analysis)
+    if not out: raise DataError(mismatch(f"{path}: times", "start and lead times (dates and durations)", f"coordinates {sorted(map(str, ds.coords))}"))
+    if (least := min(lead for _, lead, _ in out)) < 0: raise DataError(mismatch(f"{path}: lead times", "none below 0 h", f"{least:g} h"))
+    return out
+
+
+def _steps_of(ds, starts, dates, spans, analysis) -> list:
+    "What the named times of a file say; empty if that is not enough."
+    hours = lambda v: float(np.asarray(v, "timedelta64[s]").astype(float) / 3600)
+    each = lambda n: list(enumerate(np.atleast_1d(ds[n].values)))
+    index = lambda n, k: {ds[n].dims[0]: k} if ds[n].ndim else {}
+    both = lambda a, b: [(x, y, index(a, i) | index(b, k)) for i, x in each(a) for k, y in each(b) if ds[a].dims != ds[b].dims or i == k]
+    if spans and (starts or dates):
+        date, span = (starts or dates)[0], spans[0]
+        valid = not starts and (str(date).startswith("valid") or ds[date].dims == ds[span].dims != ())
+        return [(t - s if valid else t, hours(s), i) for t, s, i in both(date, span)]
     if spans and (m := re.search(r"init (\d{4}-\d\d-\d\d) (\d\d) UTC", str(ds.attrs.get("title", "")))):
         return [(np.datetime64(f"{m[1]}T{m[2]}", "ns"), hours(s), index(spans[0], k)) for k, s in each(spans[0])]
-    if len(dates) > 1:
-        return [(named[dates[0]].values.ravel()[0], hours(t - named[dates[0]].values.ravel()[0]), index(dates[1], k)) for k, t in each(dates[1])]
-    if dates and source.analysis:
-        return [(t, 0.0, index(dates[0], k)) for k, t in each(dates[0])]
-    raise DataError(mismatch(f"{path}: times", "start and lead times (dates and durations)", f"coordinates {sorted(map(str, named))}"))
+    if starts and dates: return [(t, hours(v - t), i) for t, v, i in both(starts[0], min(dates, key=lambda n: ds[n].ndim == 0))]
+    return [(t, 0.0, index((starts + dates)[0], k)) for k, t in each((starts + dates)[0])] if analysis and starts + dates else []
 
 # %% ../nbs/03ea_netcdf.ipynb #2e97d77d
 def _levels(ds, level, source) -> tuple:
@@ -223,12 +251,12 @@ def _wrf_grid(ds, where, k):
     off = max(np.abs(x - grid.x).max(), np.abs(y - grid.y[:, None]).max())
     return grid if off < 0.02 * np.diff(grid.x).mean() else PointGrid(lon, lat)
 
-# %% ../nbs/03ea_netcdf.ipynb #2d290c78
+# %% ../nbs/03ea_netcdf.ipynb #e2451982
 def wrfout_fields(
     path,                       # raw output of WRF
     levels=(100, 500, 850),     # hPa
 ) -> list:                      # of Field
-    "The fields of a wrfout file on pressure levels; levels above the model's top are left out."
+    "The fields of a wrfout file on pressure levels; those that lie above or below half of its columns are left out."
     ds, where, out = open_lazy(path), Path(path).name, []
     try:
         grids = [_wrf_grid(ds, where, k) for k in range(ds.sizes["Time"])]
@@ -244,7 +272,7 @@ def wrfout_fields(
             if "RAINNC" in ds: add("tp", "surface", 0, 0.0, units["RAINNC"], "tp", 0)
             p = _wrf_pressure(str(path), _changed(path), k)
             for level in levels:
-                if p.min() <= level * 100 <= p.max():
+                if ((p.min(0) <= level * 100) & (level * 100 <= p.max(0))).mean() >= 0.5:
                     for name, unit in _WRF_NAMES.items(): add(name, "isobaricInhPa", level, lead, unit, name, level)
     except SSLPDLError: raise
     except Exception as error:          # names, shapes and times that a wrfout file should have

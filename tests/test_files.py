@@ -244,6 +244,45 @@ def test_zarr_and_longitudes_beyond_180(tmp_path):
     assert np.allclose(ds["t2m"], 290.15) and ds["longitude"].values.min() == -10 and kind_of(tmp_path / "a.zarr") == "Zarr"
 
 
+# ------------------------------------------------------------------ starts, lead times and maps of NetCDF
+
+HOUR, DAY = np.timedelta64(1, "h"), np.datetime64("2020-07-01", "ns")
+REFERENCE, PERIOD = {"standard_name": "forecast_reference_time"}, {"standard_name": "forecast_period"}
+
+
+@pytest.mark.parametrize("times, dims, leads", [
+    (dict(reftime=((), DAY + 6 * HOUR), time=("time", DAY + np.array([6, 9, 12]) * HOUR)), ("time",), {(6, 0), (6, 3), (6, 6)}),                    # THREDDS
+    (dict(time=("time", DAY + np.array([6, 9, 12]) * HOUR), base_date=((), DAY + 6 * HOUR, REFERENCE)), ("time",), {(6, 0), (6, 3), (6, 6)}),
+    (dict(time=("time", DAY + np.array([3, 6, 9]) * HOUR), forecast_period=("time", np.array([3, 6, 9]) * HOUR, PERIOD)), ("time",), {(0, 3), (0, 6), (0, 9)}),
+    (dict(run=("run", DAY + np.array([0, 12]) * HOUR), period=("run", np.array([6, 6]) * HOUR)), ("run",), {(0, 6), (12, 6)}),
+    (dict(time=("time", DAY + np.array([0, 12]) * HOUR, REFERENCE), step=("step", np.array([1, 2]) * HOUR), valid_time=("step", DAY + np.array([1, 2]) * HOUR)), ("time", "step"), {(0, 1), (0, 2), (12, 1), (12, 2)})])
+def test_start_and_lead_time_are_found_by_what_they_mean(tmp_path, times, dims, leads):
+    coords = {n: (d, np.asarray(v).astype("datetime64[ns]" if np.asarray(v).dtype.kind == "M" else "timedelta64[ns]"), *a) for n, (d, v, *a) in times.items()}
+    ds = xr.Dataset(coords=coords | degrees())
+    shape = [ds.sizes[d] for d in dims]
+    ds["t2m"] = ((*dims, "lat", "lon"), 280.0 + np.arange(np.prod(shape)).reshape(*shape, 1, 1) * np.ones((3, 3)), {"units": "K"})
+    ds.to_netcdf(tmp_path / "a.nc")
+    fields = scan(tmp_path / "a.nc", T2M)
+    assert {((f.start - DAY) / HOUR, f.last) for f in fields} == leads and [f.read()[0, 0] for f in fields] == [280 + k for k in range(len(leads))]
+
+
+def test_lead_times_below_zero_are_refused(tmp_path):
+    whole("t2m", ("time", "lat", "lon"), 280, "K", time=("time", DAY + np.array([0, 3]) * HOUR), **degrees()).assign_coords(reftime=DAY + 6 * HOUR).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(DataError, match="a.nc: lead times.*-6 h"): scan(tmp_path / "a.nc", T2M)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_map_of_any_name_is_followed(tmp_path, flip):
+    grid = LambertGrid(5, 4, 12e3, -24e3, -18e3, lon0=-95.0, lat0=25.0, parallels=(25.0, 25.0))
+    crs = dict(grid_mapping_name="lambert_conformal_conic", latitude_of_projection_origin=25.0, longitude_of_central_meridian=265.0, standard_parallel=25.0, earth_radius=grid.radius)
+    axis = lambda d, v: (d, v / 1000, {"standard_name": f"projection_{d[0]}_coordinate", "units": "km"})
+    ds = xr.Dataset({"t2m": (("time", "yc", "xc"), 280 + np.arange(20.0).reshape(1, 4, 5), {"units": "K", "grid_mapping": "LambertConformal_Projection"}), "LambertConformal_Projection": ((), 0, crs)},
+                    dict(time=[DAY + 6 * HOUR], reftime=DAY, yc=axis("yc", grid.y), xc=axis("xc", grid.x)))
+    (ds.isel(yc=slice(None, None, -1)) if flip else ds).to_netcdf(tmp_path / "a.nc")
+    f, = scan(tmp_path / "a.nc", T2M)
+    assert f.grid == grid and f.read()[0, 0] == 280 and f.read()[-1, -1] == 299
+
+
 # ------------------------------------------------------------------ tables and recipes
 
 GRID = map_grid(f"+proj=longlat {SPHERE}", [126.0, 127.0, 128.0], [36.0, 37.0])
