@@ -57,7 +57,7 @@ def to_units(
     out = field if factor == (1, 0) else field * factor[0] + factor[1]
     return out.assign_attrs(field.attrs | {"units": units})
 
-# %% ../nbs/03c_derive.ipynb #f343d1d0
+# %% ../nbs/03c_derive.ipynb #37fc9e88
 PLAUSIBLE = {       # lowest and highest value in our units
     "gh100": (12000, 20000), "gh500": (4000, 7000), "gh850": (300, 2500), "slp": (85000, 112000), "rain": (0, 1000),
     "rh": (-50, 250), "t": (130, 350), "u": (-200, 200), "v": (-200, 200),
@@ -76,6 +76,8 @@ def check_values(
     least, most, slack = np.nanmin(values), np.nanmax(values), 0.1 if name == "rain" else 0
     if not (least >= low - slack and most <= high):
         raise DataError(mismatch(f"{where}: values", f"between {low} and {high}", f"{least:.6g} to {most:.6g}"))
+    if re.fullmatch(r"rh[3-9]\d\d", name) and 0 < most <= 1.5:         # higher up air can be as dry as that
+        raise DataError(mismatch(f"{where}: values", "relative humidity in %", f"{least:.6g} to {most:.6g}, a share of 1"))
     clipped = values < 0 if name == "rain" else np.zeros(0, bool)
     return (np.where(clipped, 0, values) if clipped.any() else values).astype(np.float32), int(clipped.sum())
 

@@ -270,10 +270,17 @@ def _parts(recipe):
     elif isinstance(recipe, tuple):
         for r in recipe: yield from _parts(r)
 
-# %% ../nbs/03f_files.ipynb #4a5831e9
+# %% ../nbs/03f_files.ipynb #6a53789c
 def _guessed(recipe) -> bool:
     "Whether a recipe uses an estimated terrain."
     return isinstance(recipe, tuple) and (recipe[:1] == ("terrain",) or any(map(_guessed, recipe)))
+
+
+def _taken_for_dry(recipe) -> bool:
+    "Whether a recipe needs the humidity of a column and lacks it at some level."
+    if not isinstance(recipe, tuple): return False
+    columns = [recipe[-1]] if recipe[:1] == ("hypsometric",) else [rh for *_, rh in recipe[2]] if recipe[:1] == ("terrain",) else []
+    return any(None in rh for rh in columns) or any(map(_taken_for_dry, recipe))
 
 
 def _words(recipe) -> str:
@@ -356,7 +363,7 @@ def evaluate(
         out.append(values); clipped += n
     return np.stack(out), clipped
 
-# %% ../nbs/03f_files.ipynb #d38ace67
+# %% ../nbs/03f_files.ipynb #ee146787
 def read_nwp(
     paths,                          # file, folder, or several
     source="grib",                  # key of SOURCES, a Source or a dictionary of your own
@@ -368,10 +375,7 @@ def read_nwp(
     fields = [f for p in files for f in scan(p, source)]
     steps, dropped = plan(fields, source, variables)
     names = ", ".join(Path(p).name for p in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    if not steps:
-        least = min((m for *_, m in dropped), key=len, default=list(variables))
-        raise DataError(mismatch(f"{names}: fields for {least}", "names of the source table, or others to derive them from",
-                                 f"{sorted({f'{f.name} {f.kind}' for f in fields}) or 'no field of the table'}"))
+    if not steps: raise _nothing(fields, the_source(source), min((m for *_, m in dropped), key=len, default=list(variables)), names)
     if len({s.grid for s in steps}) > 1:
         raise GridError(mismatch(f"{names}: grids", "one grid in all files", [s.grid.shape for s in steps][:5]))
     starts, at = sorted({s.start for s in steps}), {(s.start, s.lead): s for s in steps}
@@ -387,7 +391,7 @@ def read_nwp(
     return xr.Dataset(data | {"crs": ((), 0, crs_attributes(grid))}, dict(time=np.array(starts), lead_time=lead) | _rain_coordinate(table) | place(grid),
                       dict(Conventions="CF-1.11", title=f"forecast of {names}", source=source if isinstance(source, str) else "own table", note="; ".join(note)))
 
-# %% ../nbs/03f_files.ipynb #6564af07
+# %% ../nbs/03f_files.ipynb #bee2e87f
 def list_files(paths) -> list:
     "The files that a path, a folder or several of them stand for."
     out = [f for p in ([paths] if isinstance(paths, (str, Path)) else paths)
@@ -396,10 +400,24 @@ def list_files(paths) -> list:
     return out
 
 
+def _nothing(fields, source, missing, names) -> DataError:
+    "Why no step can be made of the fields on hand."
+    wanted = re.split(r"\W+", source.fields.get("rain", ""))
+    amount = next((f for f in fields if f.name in wanted and f.first == f.last and _is_amount(f.units)), None)
+    if "rain" in missing and amount:
+        return DataError(mismatch(f"{names}: rain", f"what its amounts cover: Source({{...}}, rain=\"total\" or hours, amounts=({amount.name!r},))",
+                                  f"{amount.name} in {amount.units} without hours"))
+    return DataError(mismatch(f"{names}: fields for {missing}", "names of the source table, or others to derive them from",
+                              f"{sorted({f'{f.name} {f.kind}' for f in fields}) or 'no field of the table'}"))
+
+
 def _note(steps, dropped, leads) -> list:
     "What was derived, estimated or left out."
     note = [words for v, _ in steps[0].recipes if (words := _said(v, [s for s in steps if s.lead in leads]))]
-    if any(_guessed(r) for s in steps for _, r in s.recipes): note.append("terrain ESTIMATED from mean surface pressure")
+    guessed = {v for s in steps for v, r in s.recipes if _guessed(r)}
+    if guessed: note.append("terrain ESTIMATED from mean surface pressure")
+    if "slp" in guessed: note.append("slp made from it is near 1013.25 hPa over land and carries no information there: give a file with orog")
+    if any(_taken_for_dry(r) for s in steps for _, r in s.recipes): note.append("humidity unknown at some levels of the column, taken for dry")
     if dropped: note.append(f"{len(dropped)} start and lead times dropped: " + "; ".join(f"+{h:g} h lacks {', '.join(m[:4])}" for _, h, m in dropped[:3]))
     if lost := {s.lead for s in steps} - set(leads):
         note.append(f"lead times that not every start has, left out: {_hours(lost)}"); warnings.warn(note[-1], stacklevel=3)

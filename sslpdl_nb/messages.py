@@ -19,7 +19,7 @@ from sslpdl_nb.core import DataError, GridError, mismatch
 from sslpdl_nb.maps import MapGrid, _pyproj, grid_of, map_grid
 
 # %% auto #0
-__all__ = ['kind_of', 'named', 'grib_messages', 'Field', 'grib_fields']
+__all__ = ['kind_of', 'named', 'grib_messages', 'Field', 'identity', 'grib_fields']
 
 # %% ../nbs/03e_messages.ipynb #b2572642
 _MAGIC = {b"CDF": "NetCDF", b"\x89HDF": "NetCDF", b"GRIB": "GRIB", b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive", b"BZ": "a bzip2 archive"}
@@ -193,7 +193,7 @@ def _eccodes(path):
     except Exception as error:
         raise DataError(mismatch(str(path), "the package eccodes, to read GRIB (pip install 'sslpdl_nb[data]')", error)) from error
 
-# %% ../nbs/03e_messages.ipynb #cfcb01c9
+# %% ../nbs/03e_messages.ipynb #1371f7e6
 @dataclass(frozen=True)
 class Field:
     "One two-dimensional field of a file, not read yet."
@@ -208,9 +208,17 @@ class Field:
     along: bool = False         # winds along the grid instead of east and north
     grid: object = field(default=None, compare=False)
     read: Callable = field(default=None, compare=False, repr=False)         # () -> (y, x) values, south to north, NaN = missing
+    file: tuple = ()            # identity of the file: two of one name are two
 
     @property
     def key(self): return self.name, self.kind, self.level
+
+
+def identity(
+    path,           # file or folder
+) -> tuple:         # full path, time of the last change in ns
+    "What makes a file this one."
+    return str(Path(path).resolve()), Path(path).stat().st_mtime_ns
 
 # %% ../nbs/03e_messages.ipynb #2b7795bd
 @lru_cache(maxsize=64)
@@ -304,7 +312,7 @@ def grib_fields(
         warnings.warn(f"{Path(path).name}: {len(left_out)} of {len(left_out) + seen} fields left out, not supported: {', '.join(sorted(set(left_out)))}", stacklevel=2)
     return out
 
-# %% ../nbs/03e_messages.ipynb #6920f102
+# %% ../nbs/03e_messages.ipynb #cdfc51c9
 def _grib_name(ec, message) -> tuple:
     "Name and unit of a message; numbers and the WMO's unit where its centre has no name for it."
     name, units = ec.codes_get(message, "shortName"), ec.codes_get(message, "units")
@@ -334,4 +342,4 @@ def _field_of(ec, message, name, units, path, offset, length, number) -> Field:
     if ec.codes_get(message, "stepType") == "instant": first = last
     grid, up = _grib_header(ec, message, Path(path).name)
     return Field(name, ec.codes_get(message, "typeOfLevel"), ec.codes_get(message, "level", float), np.datetime64(text, "ns"), first, last, units,
-                 Path(path).name, bool(_key(ec, message, "uvRelativeToGrid")), grid, partial(_grib_values, str(path), offset, length, number, grid.shape, up))
+                 Path(path).name, bool(_key(ec, message, "uvRelativeToGrid")), grid, partial(_grib_values, str(path), offset, length, number, grid.shape, up), identity(path))

@@ -337,6 +337,53 @@ def test_lead_times_that_not_every_start_has_are_named(tmp_path):
     assert ds["rain_hours"].values.tolist() == [2, 1]               # the second start has nothing to subtract at +2 h
 
 
+def column(path, sp, humid):
+    "A NetCDF file of seven levels of temperature, surface pressure and 2 m temperature; perhaps humidity."
+    levels = [1000.0, 850, 700, 500, 300, 200, 100]
+    full = lambda v: (("time", "step", "plev", "lat", "lon"), np.full((1, 1, 7, 3, 3), v))
+    ds = xr.Dataset({"t": full(280.0), "sp": (("time", "step", "lat", "lon"), np.full((1, 1, 3, 3), sp), {"units": "Pa"}), "t2m": (("time", "step", "lat", "lon"), np.full((1, 1, 3, 3), 285.0), {"units": "K"})},
+                    STEPS | dict(plev=("plev", levels, {"units": "hPa"})) | degrees())
+    ds["t"].attrs["units"] = "K"
+    if humid: ds["r"] = (*full(50.0), {"units": "%"})
+    path.parent.mkdir(exist_ok=True); ds.to_netcdf(path)
+
+
+COLUMN = Source({"gh{p}": "gh isobaricInhPa {p}", "t{p}": "t isobaricInhPa {p}", "rh{p}": "r isobaricInhPa {p}", "sp": "sp surface 0", "t2m": "t2m surface 0"})
+
+
+def test_files_of_one_name_are_two_files(tmp_path):
+    for name, sp in (("m1", 100000.0), ("m2", 97000.0)): column(tmp_path / name / "x.nc", sp, True)
+    one, two = (read_nwp(tmp_path / n / "x.nc", COLUMN, ("gh500",))["gh500"].values for n in ("m1", "m2"))
+    column(tmp_path / "m3/y.nc", 97000.0, True)
+    assert np.array_equal(two, read_nwp(tmp_path / "m3/y.nc", COLUMN, ("gh500",))["gh500"].values) and abs(one - two).max() < 5       # both columns stand on their own ground
+
+
+def test_the_note_says_what_an_estimated_terrain_and_dry_air_cost(tmp_path):
+    for humid in (True, False):
+        column(tmp_path / f"{humid}.nc", 97000.0, humid)
+        note = read_nwp(tmp_path / f"{humid}.nc", COLUMN, ("gh500", "slp")).attrs["note"]
+        assert "ESTIMATED" in note and "slp made from it is near 1013.25 hPa" in note and "orog" in note and ("taken for dry" in note) == (not humid)
+    assert "slp made" not in read_nwp(tmp_path / "True.nc", COLUMN, ("gh500",)).attrs["note"]
+
+
+def test_a_dictionary_is_told_what_rain_needs(tmp_path):
+    whole("tp", ("time", "step", "lat", "lon"), 3, "mm", **STEPS, **degrees()).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(DataError, match=r"a.nc: rain: .*Source\(.*amounts=\('tp',\)\), found tp in mm"): read_nwp(tmp_path / "a.nc", {"rain": "tp surface 0"}, ("rain",))
+    assert np.allclose(read_nwp(tmp_path / "a.nc", Source({"rain": "tp surface 0"}, rain="total", amounts=("tp",)), ("rain",))["rain"], 3)
+
+
+def test_humidity_of_0_to_1_is_no_percentage():
+    for name, level in (("rh850", 850.0), ("rh500", 500.0)):
+        with pytest.raises(DataError, match="relative humidity in %"): made([toy("r", 0.8, "isobaricInhPa", level, units="%")], "grib", name)
+    assert made([toy("r", 0.8, "isobaricInhPa", 850.0, units="1")], "grib", "rh850")["rh850"][0, 0] == 80
+    assert made([toy("r", 0.8, "isobaricInhPa", 100.0, units="%")], "grib", "rh100")["rh100"][0, 0] == pytest.approx(0.8)          # the stratosphere is dry
+
+
+def test_levels_that_few_columns_reach_are_no_levels():
+    fields = scan(real("wrfout/ci_test_file.nc"), "wrfout")
+    assert {f.level for f in fields if f.kind == "isobaricInhPa"} == {850.0} and all(np.isfinite(f.read()).mean() > 0.5 for f in fields if f.level == 850)
+
+
 def test_doubled_messages():
     a, b = toy("2t", 290, "heightAboveGround", 2.0), toy("2t", 290, "heightAboveGround", 2.0, where="again.grib")
     assert made([a, b], "grib", "t2m")["t2m"][0, 0] == 290
