@@ -71,14 +71,15 @@ _CLASS_NORM = BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3)
 _PROBABILITY_NORM = BoundaryNorm([0, 0.01, 0.03, *np.linspace(0.1, 1, 10).round(1)], 12)       # finer where heavy rain lives
 _PROBABILITY_CMAP = ListedColormap(mpl.colormaps["magma_r"](np.linspace(0, 0.95, 12))).with_extremes(bad=_TRANSPARENT)
 
-# %% ../nbs/01_viz.ipynb #f59f6d6a
+# %% ../nbs/01_viz.ipynb #e3f6eeb4
 def projection(
     grid: LambertGrid,      # any of our grids
 ):                          # cartopy.crs.LambertConformal
     "The cartopy projection of a grid."
     import cartopy.crs as ccrs
     globe = ccrs.Globe(semimajor_axis=grid.radius, semiminor_axis=grid.radius, ellipse=None)
-    return ccrs.LambertConformal(grid.lon0, grid.lat0, standard_parallels=grid.parallels, globe=globe)
+    cutoff = -30 if grid.cone[0] > 0 else 30                 # latitude beyond which nothing is drawn
+    return ccrs.LambertConformal(grid.lon0, grid.lat0, standard_parallels=grid.parallels, globe=globe, cutoff=cutoff)
 
 
 def grid_extent(
@@ -243,7 +244,7 @@ _COLORMAPS = {"geopotential_height": "viridis", "air_pressure_at_mean_sea_level"
 
 def _steps(cmap: str): return mpl.colormaps[cmap].resampled(15).with_extremes(bad=_TRANSPARENT)
 
-# %% ../nbs/01_viz.ipynb #a40c7d5b
+# %% ../nbs/01_viz.ipynb #81bc6dd8
 def draw_variable(
     ax,
     field,                          # (h, w) one of the 16 variables
@@ -255,7 +256,9 @@ def draw_variable(
     known = {v.name: v for v in VARIABLES}
     if name not in known:
         raise DataError(mismatch("draw_variable: name", f"one of {sorted(known)}", repr(name)))
-    if standardised: return draw_field(ax, field, grid, cmap=_steps("PuOr_r"), vmin=-3, vmax=3, label="standardised")
+    if standardised:
+        (cmap := _steps("PuOr_r")).colorbar_extend = "both"         # rain goes far beyond 3
+        return draw_field(ax, field, grid, cmap=cmap, vmin=-3, vmax=3, label="standardised")
     if name == "rain": return draw_rain(ax, field, grid)
     cmap, label = _steps(_COLORMAPS[known[name].standard_name]), f"{known[name].long_name} ({known[name].units})"
     if "wind" not in known[name].standard_name: return draw_field(ax, field, grid, cmap=cmap, label=label)

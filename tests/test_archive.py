@@ -1,4 +1,5 @@
 "Archives: reproducible bytes, kills at any moment, refusals, packing, calibration of the committed sample."
+import errno
 import json
 import os
 import shutil
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,50 @@ def test_other_data_are_not_touched(tmp_path):
     (tmp_path / "other" / ".unfinished").mkdir(parents=True)
     (tmp_path / "other" / ".unfinished" / "plan.json").write_text(json.dumps({"size": "paper"}))
     with pytest.raises(DataError, match="unfinished"): simulate(TOY, tmp_path / "other", 1, progress=False)
+
+
+def test_own_sizes_are_told_apart(tmp_path):
+    simulate(TOY, tmp_path, 1, progress=False)
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match="exists"): simulate(replace(TOY, leads=(25, 30)), tmp_path, 1, progress=False)
+    assert tree(tmp_path) == before
+    assert {"heavy", "bias"} <= {word for name in calibration(tmp_path) for word in name.split()}          # of any grid
+
+
+def test_calibration_says_what_is_missing(tmp_path):
+    with pytest.raises(DataError, match="nwp.nc or nwp.zarr"): calibration(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("wrong", [dict(leads=(30, 25)), dict(leads=(-1, 6)), dict(leads=()), dict(spinup=2)])
+def test_sizes_that_cannot_be(wrong):
+    with pytest.raises(DataError, match=next(iter(wrong))): replace(TOY, **wrong)
+
+
+def test_long_forecasts_have_valid_times_of_their_own(tmp_path):
+    size = replace(TOY, groups=2, leads=(24, 72), spinup=3)
+    assert size.days == 4 and all(s.days == 2 for s in SIZES.values())
+    with xr.open_dataset(simulate(size, tmp_path, 0, progress=False) / "qpe.nc") as qpe: times = qpe.time.values
+    assert len(set(times)) == len(times) == size.times * 2
+
+
+def test_a_group_of_the_largest_size_fits_in_memory():
+    for size in SIZES.values():
+        assert 4 * size.per_group * len(size.leads) * len(VARIABLES) * np.prod(size.nwp.shape) < 4.5e9
+
+
+def test_after_a_full_disk_only_the_rest_needs_room(tmp_path, monkeypatch):
+    real, calls, need = archive._write_group, [], TOY.times * 2 * (2 * len(VARIABLES) * np.prod(TOY.nwp.shape) + 2 * np.prod(TOY.qpe.shape))
+
+    def quota(*a):
+        calls.append(a)
+        if len(calls) == 3: raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        real(*a)
+    with monkeypatch.context() as m:
+        m.setattr(archive, "_write_group", quota)
+        with pytest.raises(DataError, match="full one"): simulate(TOY, tmp_path, progress=False, workers=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, int(0.4 * need)))
+    simulate(TOY, tmp_path, progress=False)
+    assert (tmp_path / "nwp.nc").exists()
 
 
 def test_bad_size_and_full_disk(tmp_path, monkeypatch):

@@ -54,6 +54,21 @@ def test_odd_fields_draw(field):
         fig.canvas.draw()
 
 
+@pytest.mark.parametrize("south", [False, True])
+def test_maps_of_both_hemispheres_are_whole(south):
+    from shapely import MultiPoint, Polygon
+    sign = -1 if south else 1
+    grid = LambertGrid(60, 60, 60e3, -1800e3, -1800e3, lon0=135.0, lat0=sign * 25.0, parallels=(sign * 20.0, sign * 40.0))
+    west, east, low, high = viz.grid_extent(grid)
+    assert Polygon(viz.projection(grid).boundary.coords).contains(MultiPoint([(x, y) for x in (west, east) for y in (low, high)]))
+
+
+def test_standardised_colours_say_that_values_go_beyond():
+    fig, axes = viz.panels(1, 2)
+    bars = [viz.colorbar(fig, viz.draw_variable(ax, np.full((4, 4), 7.0), "t850", standardised=s), ax) for ax, s in zip(axes[0], (True, False))]
+    assert [bar.extend for bar in bars] == ["both", "neither"]
+
+
 def test_one_pixel():
     fig, axes = viz.panels(1, 1)
     assert viz.draw_rain(axes[0, 0], np.array([[3.0]])).get_array().shape == (1, 1)
