@@ -402,11 +402,11 @@ def forward(value: Tensor, offset: Tensor, mask: Tensor, groups, kernel, stride,
     elif n: _launch("deform_forward", words, value.device, (-(-ho * wo * groups * lanes // 256), n), 256, arguments)
     return out
 
-# %% ../nbs/05c_cuda.ipynb #3b2c8e77
+# %% ../nbs/05c_cuda.ipynb #07e46f17
 def _unit(grad, offset, mask, words, per_image) -> Tensor:
     "Whole numbers per 1.0 of gradient, as a tensor on the device (so that nobody waits for it)."
     bound = grad.abs().amax().double() * mask.abs().amax().double() * per_image
-    return 2.0 ** 62 / (bound.clamp(min=1e-290) + (offset * 0).sum().double())
+    return 2.0 ** 62 / (bound.clamp(min=1e-280) + (offset * 0).sum().double())
 
 
 def backward(grad: Tensor, value: Tensor, offset: Tensor, mask: Tensor, groups, kernel, stride, padding, dilation, scale) -> tuple:

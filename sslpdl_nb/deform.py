@@ -59,9 +59,9 @@ def sample_points(
     return (j * sw - pw + dilation[1] * (kernel[1] - 1) // 2 + offset_scale * (tap_x + o[..., 0]),
             i * sh - ph + dilation[0] * (kernel[0] - 1) // 2 + offset_scale * (tap_y + o[..., 1]))
 
-# %% ../nbs/05_deform.ipynb #0f49cd62
+# %% ../nbs/05_deform.ipynb #3fe0ef74
 def deform_conv_reference(
-    value: Tensor,              # (n, h, w, c) any floating type
+    value: Tensor,              # (n, h, w, c) float32 or float64 (16 bits cannot name a pixel of a large field)
     offset: Tensor,             # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
     mask: Tensor,               # (n, ho, wo, groups * k) weights of the taps, already normalised
     *,
@@ -79,7 +79,7 @@ def deform_conv_reference(
     for row, weight_y in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
         for col, weight_x in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
             inside = (row >= 0) & (row < h) & (col >= 0) & (col < w)
-            at = torch.where(inside, row * w + col, h * w).long()
+            at = torch.where(inside, row.long() * w + col.long(), h * w)
             out = out + torch.einsum("...k,...kc->...c", m * weight_x * weight_y, v[image, at, group])
     return out.flatten(3)
 

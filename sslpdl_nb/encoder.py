@@ -76,14 +76,16 @@ class Stem(nn.Sequential):
         else: raise DataError(mismatch("stem_stride", "2 or 4", stride))
         super().__init__(*steps)
 
-# %% ../nbs/06_encoder.ipynb #66c4f0f4
+# %% ../nbs/06_encoder.ipynb #587e2b4e
 class Stages(nn.Module):
     "A stem, steps down and stages, and the maps between them; (b, v, h, w) in, maps (b, c, h', w') out."
 
     def stage_indices(self, indices=None) -> list:
         "Which stages: None = all, an int = the last so many, or a list."
         n = len(self.stages)
-        return list(range(n)) if indices is None else list(range(n - indices, n)) if isinstance(indices, int) else [i % n for i in indices]
+        keep = list(range(n)) if indices is None else list(range(n - indices, n)) if isinstance(indices, int) else [i + n if i < 0 else i for i in indices]
+        if not keep or min(keep) < 0 or max(keep) >= n: raise DataError(mismatch("InternImage: stages", f"numbers from 0 to {n - 1}", indices))
+        return keep
 
     def forward_intermediates(self, x: Tensor, indices=None, norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=False):
         "The last map, and the maps after the stages named by `indices`."
@@ -100,6 +102,7 @@ class Stages(nn.Module):
     def prune_intermediate_layers(self, indices=None, prune_norm=False, prune_head=True) -> list:
         "Drop what the wanted stages do not need (timm calls this for features_only)."
         keep = self.stage_indices(indices)
+        if keep != sorted({*keep}): raise DataError(mismatch("InternImage: stages for features_only", "rising numbers", indices))
         self.stages, self.downs = self.stages[:max(keep) + 1], self.downs[:max(keep) + 1]
         if prune_head: self.reset_classifier(0)
         return keep

@@ -21,7 +21,7 @@ from sslpdl_nb.deform import _pair, deform_conv_grid_sample, deform_conv_referen
 # %% auto #0
 __all__ = ['compiled', 'choose', 'aggregate', 'aggregate_backward', 'deform_conv', 'tap_softmax', 'DeformConv']
 
-# %% ../nbs/05d_layer.ipynb #421871c7
+# %% ../nbs/05d_layer.ipynb #0111213c
 def _check(value, offset, mask, groups, kernel, stride, padding, dilation):
     "Refuse what does not fit, naming it."
     def need(ok, what, expected, found):
@@ -38,7 +38,7 @@ def _check(value, offset, mask, groups, kernel, stride, padding, dilation):
         need(tuple(t.shape) == (n, ho, wo, groups * per), f"shape of {name}", (n, ho, wo, groups * per), tuple(t.shape))
         need(t.dtype == value.dtype, f"dtype of {name}", f"that of value, {value.dtype}", t.dtype)
         need(t.device == value.device, f"device of {name}", f"that of value, {value.device}", t.device)
-    need(max(n * groups * k * ho * wo * 2, n * h * w * c) < 2**31, "number of elements", "less than 2^31; use a smaller batch", n * groups * k * ho * wo * 2)
+    need(max(n * groups * k * ho * wo * 2, n * h * w * c) < 2**31, "number of elements", "less than 2^31; use a smaller batch", max(n * groups * k * ho * wo * 2, n * h * w * c))
 
 # %% ../nbs/05d_layer.ipynb #4d96ec53
 def _by_reference(value, offset, mask, groups, kernel, stride, padding, dilation, scale):
@@ -110,7 +110,7 @@ def _gradient(ctx, grad): return (*aggregate_backward(grad, *ctx.saved_tensors, 
 
 aggregate.register_autograd(_gradient, setup_context=_keep)
 
-# %% ../nbs/05d_layer.ipynb #336704e3
+# %% ../nbs/05d_layer.ipynb #bc675a45
 def deform_conv(
     value: Tensor,              # (n, h, w, c) float32, float64, or 16-bit (added up in float32)
     offset: Tensor,             # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
@@ -135,7 +135,8 @@ def deform_conv(
     by = choose(device, value.dtype, value.shape[-1] // groups, kernel)
     if by in COMPILED: return aggregate(value, offset, mask, groups, kernel, stride, padding, dilation, scale, by).to(dtype)
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        return PLAIN[by](value, offset, mask, groups, kernel, stride, padding, dilation, scale).to(dtype)
+        parts = [t.float() if dtype.itemsize == 2 else t for t in (value, offset, mask)]
+        return PLAIN[by](*parts, groups, kernel, stride, padding, dilation, scale).to(dtype)
 
 # %% ../nbs/05d_layer.ipynb #ed39a704
 def tap_softmax(

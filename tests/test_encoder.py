@@ -59,6 +59,8 @@ def test_pruned_pyramid_is_smaller():
     two = nano(features_only=True, out_indices=(0, 1))
     assert len(two(torch.randn(1, 16, 32, 32))) == 2
     assert sum(p.numel() for p in two.parameters()) < 0.2 * sum(p.numel() for p in nano(features_only=True).parameters())
+    for wrong in ((3, 0), (0, 1, 2, 4), (-5,), ()):
+        with pytest.raises(DataError, match="numbers from 0 to 3|rising numbers"): nano(features_only=True, out_indices=wrong)
 
 
 def test_odd_sizes_and_one_token():

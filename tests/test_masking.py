@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sslpdl_nb.core import DataError, get_config
 from sslpdl_nb.masking import (
-    MaskedAutoencoder, MaskedEmbed, block_mask, masked_loss, mean_guess, patchify, pixel_mask, random_mask, unpatchify,
+    MaskedAutoencoder, MaskedEmbed, block_mask, masked_loss, mean_guess, nearest_guess, patchify, pixel_mask, random_mask, unpatchify,
     variable_mask, visible_mean_guess,
 )
 
@@ -105,3 +105,14 @@ def test_guesses():
     assert not mean_guess(x, mask, 2, 2).any()
     assert torch.allclose(visible_mean_guess(x, mask, 2, 2)[:, :, 0, 0], x.mean((2, 3)), atol=1e-6)
     assert not visible_mean_guess(x, torch.ones(2, 8), 2, 2).any()      # nothing visible: the training mean
+    assert torch.equal(nearest_guess(x, torch.zeros(2, 8), 2, 2), x) and not nearest_guess(x, torch.ones(2, 8), 2, 2).any()
+
+
+def test_nearest_pixel_of_every_variable_by_brute_force():
+    g = torch.Generator().manual_seed(1)
+    x, mask = torch.randn(2, 4, 6, 8, generator=g), random_mask(2, 24, 0.75, g)
+    hidden, guess = pixel_mask(mask, 2, 2, (4, 6, 8)).bool(), nearest_guess(x, mask, 2, 2)
+    for b, v, i, j in torch.cartesian_prod(*map(torch.arange, x.shape)).tolist():
+        rows, cols = (~hidden[b, v]).nonzero(as_tuple=True)
+        distance = (rows - i) ** 2 + (cols - j) ** 2
+        assert guess[b, v, i, j] in x[b, v, rows, cols][distance == distance.min()]
