@@ -113,6 +113,11 @@ def test_instability_is_an_error():
     with pytest.raises(DataError, match="unstable"): run(model, eddies(model, amplitude=4e3), 30)
 
 
+def test_time_runs_forward():
+    model = MoistQG(NATURE, 16)
+    with pytest.raises(DataError, match="0 or more"): run(model, eddies(model), -24)
+
+
 def test_times_and_inversion():
     model = MoistQG(NATURE, 16, dtype=torch.float64)
     a = torch.randn(2, 2, 16, 9, dtype=torch.complex128)
