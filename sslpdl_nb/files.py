@@ -23,7 +23,7 @@ from sslpdl_nb.netcdf import Source, netcdf_fields, open_lazy, wrfout_fields
 
 # %% auto #0
 __all__ = ['PRESSURE', 'SURFACE', 'ECMWF', 'KOREA', 'SOURCES', 'scan', 'the_source', 'rain_hours', 'millimetres', 'Step', 'plan',
-           'evaluate', 'read_nwp', 'list_files', 'kind_or_none']
+           'evaluate', 'read_nwp', 'list_files']
 
 # %% ../nbs/03f_files.ipynb #17da7b5f
 PRESSURE = {"gh{p}": "gh isobaricInhPa {p} | z isobaricInhPa {p}", "t{p}": "t isobaricInhPa {p}", "rh{p}": "r isobaricInhPa {p}",
@@ -391,15 +391,15 @@ def read_nwp(
     return xr.Dataset(data | {"crs": ((), 0, crs_attributes(grid))}, dict(time=np.array(starts), lead_time=lead) | _rain_coordinate(table) | place(grid),
                       dict(Conventions="CF-1.11", title=f"forecast of {names}", source=source if isinstance(source, str) else "own table", note="; ".join(note)))
 
-# %% ../nbs/03f_files.ipynb #bee2e87f
+# %% ../nbs/03f_files.ipynb #2a1ff00f
 def list_files(paths) -> list:
-    "The files that a path, a folder or several of them stand for."
+    "The files that a path, a folder with its sub-folders, or several of them stand for."
     out = [f for p in ([paths] if isinstance(paths, (str, Path)) else paths)
-           for f in (sorted(q for q in Path(p).iterdir() if not q.name.startswith(".")) if Path(p).is_dir() and kind_or_none(p) != "Zarr" else [Path(p)])]
+           for f in (_inside(Path(p)) if Path(p).is_dir() and kind_or_none(p) != "Zarr" else [Path(p)])]
     if not out: raise DataError(mismatch("files", "at least one", f"none in {paths}"))
     return out
 
-
+# %% ../nbs/03f_files.ipynb #1a1d7188
 def _nothing(fields, source, missing, names) -> DataError:
     "Why no step can be made of the fields on hand."
     wanted = re.split(r"\W+", source.fields.get("rain", ""))
@@ -430,6 +430,14 @@ def _rain_coordinate(table) -> dict:
     if not any(h is not None for hours in rain for h in hours): return {}
     longest = [max((h for h in hours if h is not None), default=np.nan) for hours in rain]
     return {"rain_hours": ("lead_time", longest, {"units": "h", "long_name": "hours that the rain covers"})}
+
+# %% ../nbs/03f_files.ipynb #4d33e37a
+def _inside(folder):
+    "The files and Zarr stores in a folder and below, without indices, notes and hidden files."
+    for p in sorted(folder.iterdir()):
+        if p.name.startswith(".") or p.suffix in (".idx", ".md", ".txt"): continue
+        if p.is_dir() and kind_or_none(p) != "Zarr": yield from _inside(p)
+        else: yield p
 
 
 def kind_or_none(path):

@@ -69,7 +69,7 @@ def _agrees_1(m: bytes) -> bool:
     size = _number(m, at, 3)
     return size >= 11 and m[at + 10] <= 32 and at + size + 4 == len(m)
 
-# %% ../nbs/03e_messages.ipynb #2fb3b225
+# %% ../nbs/03e_messages.ipynb #4bc2d6ad
 def _sections(m: bytes) -> list:
     "Number and octets of the sections 1 to 7 of a GRIB 2 message; empty if they do not fill it exactly."
     at, out = 16, []
@@ -99,6 +99,9 @@ def _agrees_2(m: bytes) -> bool:
     "Whether the sections of a GRIB 2 message fill it exactly, come in order and agree."
     return bool(fields := _singles(m)) and all(map(_values_fit, fields))
 
+# %% ../nbs/03e_messages.ipynb #17c3d713
+_PACKINGS = (0, 2, 3, 40, 41, 42, 200)                  # edition 2: simple, in groups, JPEG 2000, PNG, AEC, run lengths
+
 
 def _values_fit(m: bytes) -> bool:
     "Whether a message of one field has no more values than points, in a packing that holds them."
@@ -113,10 +116,7 @@ def _where(m: bytes) -> dict:
     sections = _sections(m)
     return {kind: 16 + sum(len(part) for _, part in sections[:k]) for k, (kind, _) in enumerate(sections)}
 
-# %% ../nbs/03e_messages.ipynb #f7506760
-_PACKINGS = (0, 2, 3, 40, 41, 42, 200)                  # edition 2: simple, in groups, JPEG 2000, PNG, AEC, run lengths
-
-
+# %% ../nbs/03e_messages.ipynb #3d89d79f
 def _unsupported(m: bytes) -> str:
     "What is new to us in a message of one field, in words; empty if nothing is."
     if m[7] == 1:

@@ -130,7 +130,7 @@ def netcdf_grid(ds, where):
     turn = slice(None, None, -1 if down else 1)
     return PointGrid(lo.values[turn], la.values[turn]), *la.dims, down
 
-# %% ../nbs/03ea_netcdf.ipynb #27a9bc92
+# %% ../nbs/03ea_netcdf.ipynb #dcc151db
 _START = re.compile("ref|init|run|analysis|cycle|start|base|issue", re.IGNORECASE)
 
 
@@ -157,7 +157,7 @@ def _when(ds, path, source) -> list:
     if (least := min(lead for _, lead, _ in out)) < 0: raise DataError(mismatch(f"{path}: lead times", "none below 0 h", f"{least:g} h"))
     return out
 
-
+# %% ../nbs/03ea_netcdf.ipynb #d08093dd
 def _steps_of(ds, starts, dates, spans, analysis) -> list:
     "What the named times of a file say; empty if that is not enough."
     hours = lambda v: float(np.asarray(v, "timedelta64[s]").astype(float) / 3600)

@@ -19,7 +19,7 @@ from synthetic import BUILT, grib2, world, wrfout
 from sslpdl_nb import derive, messages
 from sslpdl_nb.core import VARIABLE_NAMES, DataError, GridError, LambertGrid
 from sslpdl_nb.data import open_nwp, open_qpe, pair
-from sslpdl_nb.files import SOURCES, Source, evaluate, plan, rain_hours, read_nwp, scan
+from sslpdl_nb.files import SOURCES, Source, evaluate, list_files, plan, rain_hours, read_nwp, scan
 from sslpdl_nb.grid import Regridder
 from sslpdl_nb.maps import MapGrid, PointGrid, grid_of, map_grid, row_angle, turn_winds
 from sslpdl_nb.messages import Field, grib_messages, kind_of
@@ -372,6 +372,12 @@ def test_a_dictionary_is_told_what_rain_needs(tmp_path):
     assert np.allclose(read_nwp(tmp_path / "a.nc", Source({"rain": "tp surface 0"}, rain="total", amounts=("tp",)), ("rain",))["rain"], 3)
 
 
+def test_folders_by_date_and_indices_beside_the_files(tmp_path):
+    for k, name in enumerate(("20240701/a.grib2", "20240702/b.grib2", "20240702/b.grib2.idx", "20240702/.part", "README.md")):
+        (tmp_path / name).parent.mkdir(exist_ok=True); (tmp_path / name).write_bytes(b"GRIB")
+    assert [p.name for p in list_files(tmp_path)] == ["a.grib2", "b.grib2"]
+
+
 def test_humidity_of_0_to_1_is_no_percentage():
     for name, level in (("rh850", 850.0), ("rh500", 500.0)):
         with pytest.raises(DataError, match="relative humidity in %"): made([toy("r", 0.8, "isobaricInhPa", level, units="%")], "grib", name)
@@ -458,6 +464,8 @@ def test_fetch_sample(tmp_path, monkeypatch):
     folder, _, _, files = SAMPLES["wrfout-2005"]
     monkeypatch.setitem(SAMPLES, "wrfout-2005", (folder, "http://localhost:9/", "none", files))
     with pytest.raises(DataError, match="SSLPDL_DATA.*ci_test_file"): fetch_sample("wrfout-2005", tmp_path / "cache")
+    import hashlib
+    monkeypatch.setitem(SAMPLES, "wrfout-2005", (folder, "http://localhost:9/", "none", dict.fromkeys(files, hashlib.sha256(b"here").hexdigest())))
     (tmp_path / folder).mkdir(); (tmp_path / folder / "ci_test_file.nc").write_bytes(b"here")
     assert fetch_sample("wrfout-2005") == [tmp_path / folder / "ci_test_file.nc"]
     with pytest.raises(DataError, match="one of"): fetch_sample("moon")
