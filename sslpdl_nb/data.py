@@ -90,7 +90,7 @@ def _check_block(values, name, where):
     "A part of a field that is read later, checked then."
     return values.astype(np.float32) if values.size == 0 or np.isnan(values).all() else check_values(values, name, where)[0]
 
-# %% ../nbs/04_data.ipynb #b7fd3788
+# %% ../nbs/04_data.ipynb #96a24ee4
 def check_nwp(
     ds: xr.Dataset,         # dimensions time, lead_time, y, x in any order
     where: str,             # file name, for errors
@@ -104,7 +104,7 @@ def check_nwp(
     made = {v.name: _field(ds, v, ("time", "lead_time", "y", "x"), where) for v in VARIABLES}
     note = "; ".join([ds.attrs.get("note", "")] * ("note" in ds.attrs) + [f"{n} slightly negative values of rain set to 0" for _, n in made.values() if n])
     valid = ds["time"].values[:, None] + ds["lead_time"].values
-    coords = {k: ds[k] for k in ("time", "lead_time")} | place(grid)
+    coords = {k: ds[k] for k in ("time", "lead_time", "rain_hours") if k in ds.coords} | place(grid)
     return xr.Dataset({k: f for k, (f, _) in made.items()} | {"crs": ((), 0, crs_attributes(grid))},
                       coords | {"valid_time": (("time", "lead_time"), valid)}, ds.attrs | {"note": note})
 
@@ -171,7 +171,7 @@ def find_data(
         if all(found): return tuple(found)
     raise DataError(mismatch(f"data folder {data_dir}", "nwp.nc and qpe.nc (`sslpdl simulate` makes them)", "no such files"))
 
-# %% ../nbs/04_data.ipynb #39a2f146
+# %% ../nbs/04_data.ipynb #e8f5d2a6
 def pair(
     nwp: xr.Dataset,                # from open_nwp
     qpe: xr.Dataset,                # from open_qpe
@@ -185,6 +185,7 @@ def pair(
     i, j = np.nonzero(np.isin(valid, qpe["time"].values))
     if i.size == 0:
         raise DataError(mismatch("pairs of forecast and observation", f"valid times within {_span(valid)}", f"observations of {_span(qpe['time'].values)}"))
+    _same_hours(nwp, qpe, j)
     order = np.lexsort((nwp["lead_time"].values[j], valid[i, j]))
     i, j = i[order], j[order]
     when = valid[i, j]
@@ -197,6 +198,14 @@ def pair(
                   day=("sample", when.astype("datetime64[D]").astype("datetime64[ns]")))
     return xr.Dataset({"forecast": (("sample", "variable", "y", "x"), forecast), "rain": (("sample", "y", "x"), rain, qpe["rain"].attrs),
                        "crs": qpe["crs"]}, coords | {c: qpe[c] for c in ("y", "x", "latitude", "longitude") if c in qpe.coords}, qpe.attrs)
+
+
+def _same_hours(nwp, qpe, leads):
+    "Refuse forecast rain of other hours than the observed, where both are known."
+    if "rain_hours" not in nwp.coords or "hours" not in qpe.attrs: return
+    hours = nwp["rain_hours"].values[np.unique(leads)]
+    other = hours[np.isfinite(hours) & (np.abs(hours - qpe.attrs["hours"]) > 1e-6)]
+    if other.size: raise DataError(mismatch("rain of the forecast", f"that of {qpe.attrs['hours']:g} h, as observed", f"rain of {', '.join(f'{h:g}' for h in np.unique(other))} h"))
 
 
 def _span(times): return f"{np.min(times).astype('datetime64[h]')} to {np.max(times).astype('datetime64[h]')}"
@@ -220,20 +229,21 @@ def rainy(
         lambda r: np.isfinite(r).sum((1, 2)), lambda r: (r >= CLASS_EDGES[0]).sum((1, 2))))
     return samples.isel(sample=np.flatnonzero((seen > 0) & (wet >= min_fraction * seen)))
 
-# %% ../nbs/04_data.ipynb #79097e06
+# %% ../nbs/04_data.ipynb #57ce6872
 def split_days(
     samples: xr.Dataset,                    # from pair
     fractions: tuple = (0.6, 0.2, 0.2),   # of the days: train, valid, test
-    gap: int = 0,                           # days dropped at the start of valid and of test
+    gap: int = 0,                           # days that must lie between two blocks
 ) -> dict:                                  # train, valid, test -> samples
     "Three blocks of whole days in order of time."
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise DataError(mismatch("fractions of days", "three positive numbers with sum 1", fractions))
     days = np.unique(samples["day"].values)
     edges = np.round(np.cumsum((0, *fractions)) * days.size).astype(int)
-    blocks = [days[a + (gap if a else 0):b] for a, b in zip(edges, edges[1:])]
+    blocks = [days[a:b] for a, b in zip(edges, edges[1:])]
+    if min(b.size for b in blocks): blocks[1:] = [b[b > a[-1] + np.timedelta64(gap, "D")] for a, b in zip(blocks, blocks[1:])]
     if min(b.size for b in blocks) == 0:
-        raise DataError(mismatch("days in train, valid, test", "at least one each", [b.size for b in blocks]))
+        raise DataError(mismatch(f"days in train, valid, test ({gap} between them)", "at least one each", [b.size for b in blocks]))
     return {name: samples.isel(sample=np.flatnonzero(np.isin(samples["day"].values, block)))
             for name, block in zip(("train", "valid", "test"), blocks)}
 
@@ -355,10 +365,12 @@ def crop(
     top, left = (ny - h) // 2, (nx - w) // 2
     return qpe.isel(y=slice(top, top + h), x=slice(left, left + w)) if (h, w) != (ny, nx) else qpe
 
-# %% ../nbs/04_data.ipynb #8cd639c1
+# %% ../nbs/04_data.ipynb #8d8dcd08
 def _samples(data_dir, config, memory) -> tuple:
     "All samples of a folder or store, and its name: in memory if they are few, else on disk."
-    store = next((p for p in (Path(data_dir), Path(data_dir) / "samples.zarr") if (p / "manifest.json").exists()), None)
+    stores = [p for p in (Path(data_dir), *sorted(Path(data_dir).glob("*.zarr"))) if (p / "manifest.json").exists()]
+    if len(stores) > 1: raise DataError(mismatch(f"{data_dir}: stores of `sslpdl prepare`", "one, or its name", [p.name for p in stores]))
+    store = next(iter(stores), None)
     if store is None:
         nwp, qpe = find_data(data_dir)
         forecast = _read(nwp, memory)
@@ -376,18 +388,19 @@ def _on_disk(nwp, qpe, config) -> Path:
     key = hashlib.sha256(repr([(str(Path(p).resolve()), Path(p).stat().st_mtime_ns) for p in (nwp, qpe)] + [grid]).encode()).hexdigest()[:12]
     return prepare(nwp, qpe, cache / f"{Path(nwp).resolve().parent.name}-{key}.zarr", source="sslpdl", grid=grid, rain_method="nearest")
 
-# %% ../nbs/04_data.ipynb #fbd126c1
+# %% ../nbs/04_data.ipynb #8b2f5b30
 def load_splits(
-    data_dir,                           # folder with nwp.nc and qpe.nc (or .zarr), or a store of `sslpdl prepare`
+    data_dir,                           # folder with nwp.nc and qpe.nc (or .zarr), or a store of `sslpdl prepare`, or its folder
     config: Config,                     # image_size and rain_transform are used
     *,
     min_fraction: float = 0.0,          # of wet pixels, for training samples; 0 keeps dry ones too
     missing: str = "fill",              # missing input: fill | refuse
     memory: float = 4e9,                # bytes: more than this stays on disk
+    gap: int = 1,                       # days that must lie between train, valid and test
 ) -> Splits:
     "From a data folder to standardised train, valid and test datasets."
     everything, name = _samples(data_dir, config, memory)
-    samples = split_days(everything)
+    samples = split_days(everything, gap=gap)
     if missing == "refuse":
         holes = {n: sum(int(np.isnan(b["forecast"].values).sum()) for b in blocks_of(s)) for n, s in samples.items()}
         if any(holes.values()): raise DataError(mismatch(f"{name}: forecasts on the rain grid", "no missing values", f"{holes} of them"))

@@ -1,4 +1,5 @@
 "Readers refuse what is wrong, pairs match in time, splits do not leak, missing values follow their policy."
+import os
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,15 @@ def test_statistics_do_not_see_the_test(samples):
     assert Standardizer.fit(split_days(other)["train"]) == Standardizer.fit(split_days(samples)["train"])
 
 
+def test_days_between_the_splits(tmp_path):
+    nwp = make_nwp(20)
+    nwp.to_netcdf(tmp_path / "nwp.nc"); make_qpe(nwp).to_netcdf(tmp_path / "qpe.nc")
+    config, between = get_config(image_size=QPE.shape), lambda s: [int((b["day"].values.min() - a["day"].values.max()) / np.timedelta64(1, "D")) for a, b in zip([s["train"], s["valid"]], [s["valid"], s["test"]])]
+    assert between(load_splits(tmp_path, config).samples) == [2, 2] and between(load_splits(tmp_path, config, gap=0).samples) == [1, 1]
+    a, b = (load_splits("../data_samples/tiny", get_config("small"), gap=g) for g in (0, 1))     # two days apart by themselves
+    assert all(a.samples[k].identical(b.samples[k]) for k in a.samples)
+
+
 # standardising
 
 @pytest.mark.parametrize("transform", ["log1p", "none"])
@@ -366,6 +376,19 @@ def test_a_large_forecast_is_checked_when_it_is_read(tmp_path, monkeypatch):
     assert lazy["t850"].chunks and np.array_equal(lazy["t850"], nwp["t850"])
     nwp.assign(t850=nwp["t850"] - 250).assign(t850=lambda d: d["t850"].assign_attrs(units="K")).to_zarr(tmp_path / "cold.zarr")
     with raises(DataError, "t850", "130"): open_nwp(tmp_path / "cold.zarr")["t850"].values
+
+
+# samples by name
+
+def test_a_forged_sample_is_never_handed_out(tmp_path, monkeypatch):
+    import hashlib
+    from sslpdl_nb.samples import SAMPLES, fetch_sample
+    monkeypatch.setenv("SSLPDL_DATA", str(tmp_path))
+    monkeypatch.setitem(SAMPLES, "toy", (".", "http://localhost:9/", "none", {"a.grib": hashlib.sha256(b"right").hexdigest()}))
+    for content, date in ((b"wrong", 10**9), (b"right", 10**9 + 1), (b"wrong", 10**9 + 2)):
+        (tmp_path / "a.grib").write_bytes(content); os.utime(tmp_path / "a.grib", (date, date))
+        if content == b"right": assert fetch_sample("toy") == [tmp_path / "a.grib"]; continue
+        with raises(DataError, "a.grib: sha256", hashlib.sha256(b"wrong").hexdigest()): fetch_sample("toy")
 
 
 # other people's files
