@@ -44,7 +44,7 @@ class RainModel(nn.Module):
         if mask is None: mask = x.new_zeros(len(x), self.embed.n)
         return self.decoder(self.encoder(self.embed(x, mask)), x.shape[-2:])
 
-# %% ../nbs/11_finetune.ipynb #53160597
+# %% ../nbs/11_finetune.ipynb #e1523d9f
 def transfer(
     model: nn.Module,           # a RainModel
     weights: dict,              # state_dict of the pre-trained MaskedAutoencoder
@@ -52,6 +52,7 @@ def transfer(
     "Move embedding and encoder; anything missing or misshapen is a CheckpointError."
     mine, wanted = model.state_dict(), ("embed.", "encoder.")
     moved = [name for name in mine if name.startswith(wanted)]
+    if not moved: raise CheckpointError(mismatch("transfer: model", "one with embed and encoder, a RainModel", type(model).__name__))
     missing = [name for name in moved if name not in weights]
     if missing: raise CheckpointError(mismatch("pre-trained weights", f"{len(moved)} names of embed and encoder", f"{len(missing)} missing, first {missing[0]}"))
     for name in moved:
@@ -234,7 +235,7 @@ def calibrate(
         last.weight.mul_(a.item())
     return dict(scale=a.item(), shift=b.tolist(), before=before, after=loss().item())
 
-# %% ../nbs/11_finetune.ipynb #898d5057
+# %% ../nbs/11_finetune.ipynb #abb6ef4e
 def finetune(
     config: Config,
     splits,                         # of data.load_splits
@@ -245,6 +246,7 @@ def finetune(
     progress: bool = True,
 ) -> tuple:                         # model, meta
     "Train on observed rain (one that was stopped goes on); calibrate and tune thresholds on the validation days; save."
+    if kind not in KINDS: raise DataError(mismatch("finetune: kind", f"one of {sorted(KINDS)}", repr(kind)))
     set_seed(seed)
     model = KINDS[kind](config)
     weights, before = load_checkpoint(init) if init is not None else (None, None)

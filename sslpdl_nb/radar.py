@@ -154,7 +154,7 @@ def _plain_fields(path, radar) -> list:
     return [Field("rain", "surface", 0.0, t, *span, units, where, False, grid,
                   partial(_plain_values, str(path), name, ((axes[0], k),) if axes else (), down, radar.missing)) for k, t in enumerate(times)]
 
-# %% ../nbs/03g_radar.ipynb #e210a030
+# %% ../nbs/03g_radar.ipynb #fce60328
 def _per(units) -> tuple:
     "A unit without its 'per 5 min', and these minutes; 'per hour' is a rate."
     m = re.fullmatch(r"(.+?)\s+per\s+([\d.]*)\s*(min|h|d)[a-z]*", units.strip())
@@ -167,7 +167,7 @@ def _minutes(radar, units, said, times, where) -> float:
     "The minutes that an image covers, from the table, the unit or the pace of the images."
     if said and radar.minutes not in (None, said):
         raise DataError(mismatch(f"{where}: minutes of an image", f"{radar.minutes:g} (Radar)", f"{said:g} (unit of the file)"))
-    apart = np.diff(np.unique(times)) / np.timedelta64(1, "m")
+    apart = np.diff(np.unique(np.asarray(times, "datetime64[ns]"))) / np.timedelta64(1, "m")
     pace = apart.min() if apart.size else 60.0
     if not (said or radar.minutes) and abs(pace - 60) > 0.5 and _is_amount(units):
         raise DataError(mismatch(f"{where}: amounts of rain", "images one every 60 minutes", f"one every {pace:g} minutes; say Radar(..., minutes=...)"))

@@ -38,7 +38,7 @@ class Contingency:
         "All entries added up."
         return Contingency(*(int(np.sum(getattr(self, f.name))) for f in fields(self)))
 
-# %% ../nbs/12_verify.ipynb #bb3730fb
+# %% ../nbs/12_verify.ipynb #7c67c3e4
 def count_events(
     forecast,           # yes/no, any shape
     observed,           # yes/no, same shape
@@ -46,6 +46,8 @@ def count_events(
     axis=None,          # axes to add up; None = all of them
 ) -> Contingency:
     "The four counts of two fields of yes and no."
+    for name, a in (("forecast", forecast), ("observed", observed)):
+        if np.isnan(np.asarray(a, dtype=float)).any(): raise DataError(mismatch(f"count_events: {name}", "yes or no everywhere; name unknown pixels in `valid`", "NaN"))
     f, o = np.asarray(forecast, dtype=bool), np.asarray(observed, dtype=bool)
     if f.shape != o.shape:
         raise DataError(mismatch("verify: shape of the forecast", o.shape, f.shape))
@@ -162,15 +164,22 @@ def miou(
     values = iou(table)
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
-# %% ../nbs/12_verify.ipynb #fb19df39
+# %% ../nbs/12_verify.ipynb #6585304e
+def _probabilities(p, o):
+    "As arrays of the same shape, or what does not fit."
+    p, o = np.asarray(p, dtype=float), np.asarray(o, dtype=float)
+    if p.shape != o.shape: raise DataError(mismatch("verify: shape of the probabilities", o.shape, p.shape))
+    low, high = np.nanmin(p, initial=0), np.nanmax(p, initial=0)
+    if low < -1e-6 or high > 1 + 1e-6: raise DataError(mismatch("verify: probabilities", "values from 0 to 1", f"{low:g} to {high:g}"))
+    return p, o
+
+
 def brier(
     p,                  # probability of the event, any shape; NaN = unknown
     o,                  # 1 where it was observed, 0 elsewhere, same shape; NaN = unknown
 ) -> float:
     "Brier score: mean squared difference of probability and outcome."
-    p, o = np.asarray(p, dtype=float), np.asarray(o, dtype=float)
-    if p.shape != o.shape:
-        raise DataError(mismatch("verify: shape of the probabilities", o.shape, p.shape))
+    p, o = _probabilities(p, o)
     error = (p - o) ** 2
     return float(np.nanmean(error)) if np.isfinite(error).any() else float("nan")
 
@@ -200,20 +209,16 @@ class Reliability:
     @property
     def frequency(self): return _ratio(self.o_sum, self.count)
 
-# %% ../nbs/12_verify.ipynb #6e36d260
+# %% ../nbs/12_verify.ipynb #631abec1
 def reliability(
     p,                  # probability of the event, any shape; NaN = unknown
     o,                  # 1 where it was observed, 0 elsewhere, same shape; NaN = unknown
     bins=10,            # number of equal bins of [0, 1], or the edges of bins; 1 belongs to the last
 ) -> Reliability:
     "Sums per bin of probabilities and outcomes."
-    p, o = np.asarray(p, dtype=float).ravel(), np.asarray(o, dtype=float).ravel()
-    if p.shape != o.shape:
-        raise DataError(mismatch("verify: number of probabilities", o.size, p.size))
+    p, o = (a.ravel() for a in _probabilities(p, o))
     known = np.isfinite(p) & np.isfinite(o)
     p, o = p[known], o[known]
-    if p.size and (p.min() < -1e-6 or p.max() > 1 + 1e-6):
-        raise DataError(mismatch("verify: probabilities", "values from 0 to 1", f"{p.min():g} to {p.max():g}"))
     n, k = (bins, (p * bins).astype(int)) if np.isscalar(bins) else (len(bins) - 1, np.searchsorted(bins, p, "right") - 1)
     k = np.clip(k, 0, n - 1)
     return Reliability(np.bincount(k, minlength=n), *(np.bincount(k, weights=w, minlength=n) for w in (p, o, (p - o) ** 2)))
@@ -232,14 +237,13 @@ def decompose(
     parts["within"] = parts["brier"] - parts["reliability"] + parts["resolution"] - parts["uncertainty"]
     return {k: float(v) for k, v in parts.items()}
 
-# %% ../nbs/12_verify.ipynb #c97d5dc3
+# %% ../nbs/12_verify.ipynb #06b3d0eb
 def best_cut(
     p,                              # probability (or rain rate) of each case, any shape; NaN = unknown
     o,                              # yes/no observed, same shape
     cuts=None,                      # candidates; None = 0.0003 ... 0.9997, evenly spaced in the log of the odds
     valid=None,                     # where to look; None = where p is known
-    max_bias: float = np.inf,       # cuts that say yes more often than this times the events are out
-) -> float:                         # the cut with the largest CSI of `p >= cut`
+) -> float:                         # the cut with the largest CSI of `p >= cut`; infinite (never) where there was no event
     "The cut that gives the largest CSI; use validation days only."
     p, o = np.asarray(p, dtype=float), np.asarray(o, dtype=bool)
     cuts = np.round(1 / (1 + np.exp(-np.arange(-8, 8.05, 0.1))), 6) if cuts is None else np.asarray(cuts, dtype=float)
@@ -247,8 +251,7 @@ def best_cut(
     yes, no = np.sort(p[valid & o]), np.sort(p[valid & ~o])
     hits, false_alarms = (x.size - np.searchsorted(x, cuts, side="left") for x in (yes, no))
     scores = csi(Contingency(hits, yes.size - hits, false_alarms, 0))
-    scores = np.where(hits + false_alarms <= max_bias * yes.size, scores, np.nan)
-    return float(cuts[np.nanargmax(scores)]) if np.isfinite(scores).any() else float(cuts[0])
+    return float(cuts[np.nanargmax(scores)]) if yes.size else np.inf
 
 # %% ../nbs/12_verify.ipynb #d939ac1d
 def group_counts(
@@ -275,11 +278,11 @@ def per_lead_time(
         scores[name] = score(grouped)
     return (leads if rows else np.unique(lead_time)), scores
 
-# %% ../nbs/12_verify.ipynb #26163e16
+# %% ../nbs/12_verify.ipynb #03072788
 def bootstrap_days(
     counts: Contingency,            # of arrays (samples,), the forecast in question
     reference: Contingency,         # of arrays (samples,), the forecast to beat, same pixels
-    days,                           # (samples,) label of the day (or of a block of days)
+    days,                           # (samples,) label of the day, or of whatever varies together
     *,
     score=csi,                      # of pooled counts
     n: int = 2000,                  # resamples

@@ -227,8 +227,8 @@ def front_scores(out: Path, nbs: Path):
         verify = json.loads((out / "verify.json").read_text(encoding="utf-8"))
         name = "scores" if verify["preset"] == "small" else f"scores_{verify['preset']}"
         write_json(nbs / "images" / f"{name}.json", dict(
-            data=verify["data"], test_days=len(verify["test_days"]), differences=verify["differences"],
-            csi={edge: {name: row["CSI"] for name, row in rows.items()} for edge, rows in verify["scores"].items()}))
+            data=verify["data"], test_days=len(verify["test_days"]), situations=verify["situations"], differences=verify["differences"],
+            **{key: {edge: {name: row[score] for name, row in rows.items()} for edge, rows in verify["scores"].items()} for key, score in (("csi", "CSI"), ("bias", "bias"))}))
 
 
 def front_page(out: Path, nbs: Path, seconds: dict):

@@ -61,6 +61,12 @@ def test_transfer_accounts_for_every_name():
     assert all(torch.equal(v, head[n]) for n, v in model.decoder.state_dict().items())
 
 
+def test_nothing_to_transfer_and_unknown_kinds_are_refused(splits, tmp_path):
+    config = get_config("small")
+    with pytest.raises(CheckpointError, match="embed and encoder.*UNet"): transfer(UNet(config), MaskedAutoencoder(config).state_dict())
+    with pytest.raises(DataError, match="internimage.*unet.*U-Net"): finetune(config, splits, 0, tmp_path / "m.safetensors", kind="U-Net")
+
+
 def test_transfer_refuses_missing_and_misshapen_weights_and_changes_nothing():
     weights, model = MaskedAutoencoder(CONFIG).state_dict(), RainModel(CONFIG)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -138,6 +138,19 @@ def test_rank_correlation_against_scipy():
     assert abs(float(rank_correlation(a, b)) - stats.spearmanr(a.flatten(), b.flatten()).statistic) < 1e-9
 
 
+def test_what_all_classes_share_changes_nothing(pair, x):
+    net, mask = pair[0].eval(), torch.ones(16, 8)
+    before = explain(net, "deep", x, 1, mask)
+    net.head.weight.data += torch.randn(6)[:, None, None]          # the same for all classes
+    assert torch.allclose(explain(net, "deep", x, 1, mask), before, atol=1e-4)
+
+
+def test_empty_maps_prove_nothing(pair, x):
+    net = pair[0].eval()
+    for p in (net.encoder[0].weight, net.encoder[0].bias): nn.init.zeros_(p)          # nothing to see: all maps are zero
+    with pytest.raises(DataError, match="empty maps"): sanity_check(net, "deep", x, 1, torch.ones(3, 16, 8), ["head"])
+
+
 def test_sanity_check_leaves_the_model_alone(pair, x):
     net = pair[0]
     before = copy.deepcopy(net.state_dict())

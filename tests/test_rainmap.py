@@ -291,12 +291,30 @@ def test_command_says_what_is_wrong_in_one_line(checkpoint, tmp_path, capsys):
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize("options, words", [
+    (["--observed", "none.nc"], "--map FILE.png, which they belong to"), (["--leads", "25"], "--map FILE.png, which they belong to"),
+    (["--map", "rain.foo"], "a file name that ends in one of"), (["--where", "nowhere.nc"], "checkpoint, central-us or a NetCDF file")])
+def test_options_that_cannot_work_are_refused_before_anything_is_written(checkpoint, tmp_path, capsys, options, words):
+    nwp, out = write(forecast(), tmp_path / "nwp.nc"), tmp_path / "rain.nc"
+    assert rainmap.main(["predict", str(nwp), "--checkpoint", str(checkpoint.path), "--out", str(out), *options]) == 2
+    assert words in capsys.readouterr().err and not out.exists()
+
+
+def test_map_of_a_file_and_lead_times_outside_the_training(checkpoint, tmp_path, capsys):
+    nwp, out = write(forecast(leads=(25, 90)), tmp_path / "nwp.nc"), tmp_path / "rain.nc"
+    checkpoint.meta["lead_times"] = [24.0, 30.0]
+    arguments = ["predict", str(nwp), "--checkpoint", str(checkpoint.path), "--out", str(out)]
+    assert rainmap.main(arguments) == 0 and "lead times 90 h lie outside those of the training, 24 to 30 h" in capsys.readouterr().out
+    assert rainmap.main([*arguments[:-1], str(tmp_path / "again.nc"), "--where", str(out)]) == 0
+    with xr.open_dataset(out) as a, xr.open_dataset(tmp_path / "again.nc") as b: assert a.probability.equals(b.probability)
+
+
 def test_command_hands_simulation_to_the_laboratory(monkeypatch, tmp_path):
     archive = pytest.importorskip("sslpdl_nb.archive")
     seen = []
     monkeypatch.setattr(archive, "simulate", lambda *a, **more: seen.append(a))
     assert rainmap.main(["simulate", "--size", "tiny", "--out", str(tmp_path), "--seed", "3"]) == 0
-    assert seen == [("tiny", str(tmp_path), 3)]
+    assert seen == [("tiny", str(tmp_path), 3, "cpu")]
 
 
 # ------------------------------------------------------------------ a real forecast

@@ -168,14 +168,14 @@ def test_in_place_takes_no_other_parameters(nbs, capsys):
 
 
 def test_in_place_feeds_the_front_page(nbs):
-    verify = dict(data="simulated", preset="small", test_days=["a", "b"], differences={}, scores={"0.1": {"raw forecast": dict(CSI=0.3, F1=0.5)}})
+    verify = dict(data="simulated", preset="small", test_days=["a", "b"], situations=1, differences={}, scores={"0.1": {"raw forecast": dict(CSI=0.3, bias=2.0)}})
     notebook(nbs / "00_a.ipynb", "for f in ('rainmap.png', 'real_own.png'): open(out_dir + '/' + f, 'w').write(f)",
              f"import json; json.dump({verify}, open(out_dir + '/verify.json', 'w'))")
     notebook(nbs / "index.ipynb", "import json; print(list(json.load(open('images/seconds.json'))))", parameters=None)
     assert run(nbs, "--in-place") == 0
     assert (nbs / "images" / "rainmap.png").read_text() == "rainmap.png" and (nbs / "images" / "rainmap_real.png").read_text() == "real_own.png"
     scores = json.loads((nbs / "images" / "scores.json").read_text())
-    assert scores == dict(data="simulated", test_days=2, differences={}, csi={"0.1": {"raw forecast": 0.3}})
+    assert scores == dict(data="simulated", test_days=2, situations=1, differences={}, csi={"0.1": {"raw forecast": 0.3}}, bias={"0.1": {"raw forecast": 2.0}})
     assert nbformat.read(nbs / "index.ipynb", 4).cells[0].outputs[0].text == "['00_a']\n"
     out = nbs.parent / "out"
     (out / "verify.json").write_text(json.dumps(verify | dict(preset="course")))

@@ -137,9 +137,16 @@ def test_pretraining_learns_and_scores_repeat():
     model, task = MaskedAutoencoder(config), Pretrain(config)
     loader = loaders(data, data, 6, 0)
     before = evaluate(model, task, loader[1])
-    assert before == evaluate(model, task, loader[1]) and set(before) == {"masked_loss", "mean", "visible_mean"}
+    assert before == evaluate(model, task, loader[1]) and set(before) == {"masked_loss", "mean", "visible_mean", "nearest"}
     history = fit(model, task, *loader, steps=20, groups=parameter_groups(model, 3e-3, 0.01), every=20, progress=False)
     assert history[-1]["masked_loss"] < 0.8 * before["masked_loss"] and history[-1]["mean"] == before["mean"]
+
+
+def test_a_score_that_is_no_number_ends_the_training():
+    class Lost(Square):
+        def scores(self, model, loader): return {"error": float("nan")}
+    with pytest.raises(DataError, match="'error' in step 4: expected a finite number, found nan"): train(Lost(), keep="error")
+    with pytest.raises(DataError, match="'csi' in step 4: expected a finite number, found None"): train(keep="csi")
 
 
 def test_pretraining_goes_on_where_it_stopped(tmp_path, monkeypatch):

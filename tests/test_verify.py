@@ -146,7 +146,7 @@ def test_best_cut_is_the_best(seed):
 def test_best_cut_ignores_the_unknown():
     p, o = np.array([0.9, 0.1, np.nan, 0.95]), np.array([1, 0, 1, 0])
     assert best_cut(p, o, valid=[True, True, True, False]) <= 0.9
-    assert 0 < best_cut([np.nan], [1]) < 0.001
+    assert best_cut([np.nan], [1]) == np.inf
 
 
 def test_lead_times():
@@ -183,7 +183,11 @@ def test_module_needs_core_only():
     assert {line.split()[1] for line in source.splitlines() if line.startswith(("from sslpdl", "from .", "import sslpdl"))} <= {"sslpdl_nb.core", ".core"}
 
 
-def test_best_cut_may_not_cry_wolf():
-    p, o = np.r_[np.linspace(0.5, 0.6, 100), 0.55], np.r_[np.zeros(100), 1.0]         # an event that no cut singles out
-    assert (p >= best_cut(p, o)).sum() > 4
-    assert (p >= best_cut(p, o, max_bias=4)).sum() <= 4
+def test_best_cut_without_an_event_is_never():
+    assert best_cut(np.linspace(0, 1, 5), np.zeros(5)) == np.inf
+
+
+def test_what_is_no_probability_and_no_decision_is_refused():
+    with pytest.raises(DataError, match="from 0 to 1, found 0 to 80"): brier([30, 80], [0, 1])
+    with pytest.raises(DataError, match="count_events: forecast.*NaN"): count_events([np.nan, 1], [1, 1])
+    with pytest.raises(DataError, match="count_events: observed.*NaN"): count_events([1, 1], [np.nan, 1])
