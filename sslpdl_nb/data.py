@@ -229,7 +229,7 @@ def rainy(
         lambda r: np.isfinite(r).sum((1, 2)), lambda r: (r >= CLASS_EDGES[0]).sum((1, 2))))
     return samples.isel(sample=np.flatnonzero((seen > 0) & (wet >= min_fraction * seen)))
 
-# %% ../nbs/04_data.ipynb #57ce6872
+# %% ../nbs/04_data.ipynb #d56ebe43
 def split_days(
     samples: xr.Dataset,                    # from pair
     fractions: tuple = (0.6, 0.2, 0.2),   # of the days: train, valid, test
@@ -243,7 +243,7 @@ def split_days(
     blocks = [days[a:b] for a, b in zip(edges, edges[1:])]
     if min(b.size for b in blocks): blocks[1:] = [b[b > a[-1] + np.timedelta64(gap, "D")] for a, b in zip(blocks, blocks[1:])]
     if min(b.size for b in blocks) == 0:
-        raise DataError(mismatch(f"days in train, valid, test ({gap} between them)", "at least one each", [b.size for b in blocks]))
+        raise DataError(mismatch(f"days in train, valid, test (gap={gap} between them)", "at least one each", [b.size for b in blocks]))
     return {name: samples.isel(sample=np.flatnonzero(np.isin(samples["day"].values, block)))
             for name, block in zip(("train", "valid", "test"), blocks)}
 
