@@ -3,7 +3,7 @@
     python benchmarks/labels.py --data runs/data/course --pretrained runs/course/pretrained.safetensors
 
 The network is fine-tuned from the pre-trained weights and from scratch, on the training samples of the first so many
-simulated atmospheres. Calibration and thresholds come from the validation days, scores from the test days. What is done
+simulated atmospheres, for so many steps. Calibration and thresholds come from the validation days, scores from the test days. What is done
 is written after every training, and is not done again. Keeps benchmarks/results/labels.json.
 """
 from __future__ import annotations
@@ -52,17 +52,18 @@ def main():
     splits = load_splits(args.data, config)
     number, init = atmosphere(splits.samples["train"]), {"pre-trained": args.pretrained, "from scratch": None}
     record = json.loads(RESULT.read_text()) if RESULT.exists() else dict(runs=[])
-    record |= dict(environment=environment(), steps=args.steps, data=splits.samples["train"].attrs["source"], atmospheres_pretrained=int(number.max() + 1))
+    record |= dict(environment=environment(), data=splits.samples["train"].attrs["source"], atmospheres_pretrained=int(number.max() + 1))
     for seed in range(args.seeds):
         for n in args.atmospheres:
             few = replace(splits, train=Subset(splits.train, np.flatnonzero(number < n).tolist()))
             for name, path in init.items():
-                key = dict(start=name, atmospheres=n, samples=len(few.train), seed=seed)
+                key = dict(start=name, atmospheres=n, samples=len(few.train), steps=args.steps, seed=seed)
                 if any(key.items() <= run.items() for run in record["runs"]): continue
                 began = time.perf_counter()
                 with tempfile.TemporaryDirectory() as folder:
                     model, meta = finetune(config, few, seed, Path(folder) / "model.safetensors", init=path, progress=False)
-                record["runs"].append(key | score(model, meta, splits, config.edges) | dict(seconds=round(time.perf_counter() - began)))
+                best = min((e for e in meta["history"] if "valid_loss" in e), key=lambda e: e["valid_loss"])["step"]
+                record["runs"].append(key | score(model, meta, splits, config.edges) | dict(best_step=best, seconds=round(time.perf_counter() - began)))
                 write_json(RESULT, record)
                 print(record["runs"][-1], flush=True)
 
