@@ -18,18 +18,13 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Subset
 
-from sslpdl_nb.archive import SIZES
+from sslpdl_nb.archive import atmosphere_of
 from sslpdl_nb.core import environment, get_config, write_json
 from sslpdl_nb.data import load_splits
 from sslpdl_nb.finetune import decide, exceedance, finetune, predict_probabilities
 from sslpdl_nb.verify import brier, count_events, csi
 
 RESULT = Path(__file__).parent / "results" / "labels.json"
-
-
-def atmosphere(samples):
-    "The number of the atmosphere of each sample."
-    return np.unique(samples.init_time.values, return_inverse=True)[1] // (4 * SIZES[samples.attrs["size"]].starts)
 
 
 def score(model, meta, splits, edges):
@@ -50,7 +45,7 @@ def main():
     args = parser.parse_args()
     config = get_config("course", finetune_steps=args.steps)
     splits = load_splits(args.data, config)
-    number, init = atmosphere(splits.samples["train"]), {"pre-trained": args.pretrained, "from scratch": None}
+    number, init = atmosphere_of(splits.samples["train"]), {"pre-trained": args.pretrained, "from scratch": None}
     record = json.loads(RESULT.read_text()) if RESULT.exists() else dict(runs=[])
     record |= dict(environment=environment(), data=splits.samples["train"].attrs["source"], atmospheres_pretrained=int(number.max() + 1))
     for seed in range(args.seeds):

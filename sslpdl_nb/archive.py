@@ -25,8 +25,8 @@ from sslpdl_nb.laboratory import (FORECAST, NATURE, SMOOTHING, MoistQG, analysis
                                   render_rain, resize, run, start, terrain, twin)
 
 # %% auto #0
-__all__ = ['HOURLY', 'SIZES', 'PACKING', 'WIND', 'TARGETS', 'Size', 'streams', 'season', 'ideal', 'datasets', 'simulate',
-           'nearest', 'calibration', 'spectrum']
+__all__ = ['HOURLY', 'SIZES', 'PACKING', 'WIND', 'TARGETS', 'Size', 'atmosphere_of', 'streams', 'season', 'ideal', 'datasets',
+           'simulate', 'nearest', 'calibration', 'spectrum']
 
 # %% ../nbs/02b_archive.ipynb #0d4a9d3e
 @dataclass(frozen=True)
@@ -75,6 +75,13 @@ SIZES = {
     "course": Size(128, 10, 2, HOURLY, *_window(2, 112, 64, 4), members=4),
     "paper": Size(256, 50, 2, HOURLY, *_window(1, 224, 128, 1), members=4),
 }
+
+# %% ../nbs/02b_archive.ipynb #cf32f1ee
+def atmosphere_of(
+    samples: xr.Dataset,    # with init_time (sample,): all of an archive of a named size, or whole groups of it
+) -> np.ndarray:            # (sample,) number of the atmosphere, from 0
+    "Which samples share an atmosphere: those of its four places and of all its starts."
+    return np.unique(samples["init_time"].values, return_inverse=True)[1] // (4 * SIZES[samples.attrs["size"]].starts)
 
 # %% ../nbs/02b_archive.ipynb #da629aa6
 def streams(seed: int, group: int) -> list:
