@@ -6,6 +6,7 @@
 
 Prints tables and renews its part of benchmarks/results/laboratory.json. Times are medians of interleaved repeats on one thread.
 """
+
 import argparse
 import json
 import statistics
@@ -16,9 +17,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslpdl_nb.archive import SIZES, Size, calibration, nearest, season, spectrum
-from sslpdl_nb.core import CLASS_EDGES, LambertGrid, environment, write_json
-from sslpdl_nb.laboratory import CENTRE, NATURE, MoistQG, box_terrain, render_rain, resize, run, start, step
+from sslpdl_nb.simulate.archive import SIZES, Size, calibration, nearest, season, spectrum
+from sslpdl_nb.core import CLASS_EDGES, environment, write_json
+from sslpdl_nb.grids.types import LambertGrid
+from sslpdl_nb.simulate.model import (
+    CENTRE,
+    NATURE,
+    MoistQG,
+    box_terrain,
+    render_rain,
+    resize,
+    run,
+    start,
+    step,
+)
 
 RESULT = Path(__file__).parent / "results" / "laboratory.json"
 
@@ -35,11 +47,19 @@ def speed(device, repeats=5):
     wait = torch.cuda.synchronize if "cuda" in device else lambda: None
     for _ in range(repeats):
         for key, (model, z) in states.items():
-            wait(); t = time.perf_counter()
-            for _ in range(4): z, _ = step(model, z)
-            wait(); times.setdefault(key, []).append((time.perf_counter() - t) / 4)
-    return {f"n={n}, {m} members": dict(steps_per_second=1 / statistics.median(t), ms_per_member_step=1e3 * statistics.median(t) / m)
-            for (n, m), t in times.items()}
+            wait()
+            t = time.perf_counter()
+            for _ in range(4):
+                z, _ = step(model, z)
+            wait()
+            times.setdefault(key, []).append((time.perf_counter() - t) / 4)
+    return {
+        f"n={n}, {m} members": dict(
+            steps_per_second=1 / statistics.median(t),
+            ms_per_member_step=1e3 * statistics.median(t) / m,
+        )
+        for (n, m), t in times.items()
+    }
 
 
 def skill(groups, leads=(6, 12, 24, 36, 48, 72), resamples=2000):
@@ -50,22 +70,36 @@ def skill(groups, leads=(6, 12, 24, 36, 48, 72), resamples=2000):
     def one(group):
         part = season(size, 77, group)
         o, f = part["truth"].numpy(), nearest(part["forecast"]["rain"].numpy(), size.nwp, size.qpe)
-        hits = [[(a & b, a & ~b, ~a & b) for a, b in [(f >= edge, o >= edge)]][0] for edge in CLASS_EDGES]
-        return np.array(hits).sum((-1, -2)).reshape(2, 3, size.members, 4, len(leads)).sum(3)      # edge, count, atmosphere, lead
+        hits = [
+            [(a & b, a & ~b, ~a & b) for a, b in [(f >= edge, o >= edge)]][0]
+            for edge in CLASS_EDGES
+        ]
+        return (
+            np.array(hits).sum((-1, -2)).reshape(2, 3, size.members, 4, len(leads)).sum(3)
+        )  # edge, count, atmosphere, lead
 
-    with ThreadPoolExecutor(2) as pool: count = np.concatenate(list(pool.map(one, range(groups))), 2)
-    csi = lambda c: c[:, 0] / c.sum(1)
+    with ThreadPoolExecutor(2) as pool:
+        count = np.concatenate(list(pool.map(one, range(groups))), 2)
+
+    def csi(c):
+        return c[:, 0] / c.sum(1)
+
     rng, n = np.random.default_rng(0), count.shape[2]
     drawn = np.stack([csi(count[:, :, rng.integers(0, n, n)].sum(2)) for _ in range(resamples)])
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
     return {"lead times [h]": list(leads), "forecasts": size.times, "atmospheres": n} | {
-        f"CSI {edge:g} mm/h": dict(value=v.tolist(), low=a.tolist(), high=b.tolist()) for edge, v, a, b in zip(CLASS_EDGES, csi(count.sum(2)), low, high)}
+        f"CSI {edge:g} mm/h": dict(value=v.tolist(), low=a.tolist(), high=b.tolist())
+        for edge, v, a, b in zip(CLASS_EDGES, csi(count.sum(2)), low, high)
+    }
 
 
 def slope(members=12):
     "Slope of the spectrum of nature's rain on squares of 1280 km, at the spacing of `course`."
     g, rains = torch.Generator().manual_seed(77), []
-    coarse, nature = MoistQG(NATURE, 64, 6, box_terrain(64)), MoistQG(NATURE, 128, 8, box_terrain(128))
+    coarse, nature = (
+        MoistQG(NATURE, 64, 6, box_terrain(64)),
+        MoistQG(NATURE, 128, 8, box_terrain(128)),
+    )
     spacing = SIZES["course"].qpe.dx
     square = LambertGrid(128, 128, spacing, CENTRE[0] - 64 * spacing, CENTRE[1] - 64 * spacing)
     z, _ = run(coarse, start(coarse, members, g), 24 * 25)
@@ -79,23 +113,34 @@ def main():
     args.add_argument("--archive", help="folder of the archive to measure")
     args.add_argument("--seconds", type=float, help="wall time in which that archive was made")
     args.add_argument("--device", default="cpu")
-    args.add_argument("--groups", type=int, default=12, help="of four atmospheres each, for skill (default: 12)")
+    args.add_argument(
+        "--groups", type=int, default=12, help="of four atmospheres each, for skill (default: 12)"
+    )
     args = args.parse_args()
     record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     record["environment"] = environment()
     torch.set_num_threads(1)
     if "speed" in args.what:
         record["speed"] = speed(args.device)
-        for name, row in record["speed"].items(): print(f"{name:20} {row['steps_per_second']:8.1f} steps/s   {row['ms_per_member_step']:7.2f} ms per member and step")
+        for name, row in record["speed"].items():
+            print(
+                f"{name:20} {row['steps_per_second']:8.1f} steps/s   {row['ms_per_member_step']:7.2f} ms per member and step"
+            )
     if "skill" in args.what:
         record["skill"] = skill(args.groups)
         print(json.dumps(record["skill"], indent=1))
     if "archive" in args.what:
-        record["calibration"] = calibration(args.archive) | {"slope of the rain spectrum, 24 to 300 km": slope()}
+        record["calibration"] = calibration(args.archive) | {
+            "slope of the rain spectrum, 24 to 300 km": slope()
+        }
         print(json.dumps(record["calibration"], indent=1))
         if args.seconds:
             size = SIZES["course"]
-            record["course"] = dict(seconds=args.seconds, samples=size.times * len(size.leads), samples_per_minute=60 * size.times * len(size.leads) / args.seconds)
+            record["course"] = dict(
+                seconds=args.seconds,
+                samples=size.times * len(size.leads),
+                samples_per_minute=60 * size.times * len(size.leads) / args.seconds,
+            )
             print(record["course"])
     write_json(RESULT, record)
 

@@ -14,8 +14,22 @@ from torch import Tensor
 from sslpdl_nb.core import DataError, mismatch
 
 # %% auto #0
-__all__ = ['TYPES', 'LOCATE', 'FORWARD', 'FORWARD_TILE', 'DEPOSIT', 'BACKWARD', 'BACKWARD_TILE', 'SOURCE', 'NUMBERS', 'HEADERS',
-           'plan', 'problem', 'forward', 'backward']
+__all__ = [
+    "TYPES",
+    "LOCATE",
+    "FORWARD",
+    "FORWARD_TILE",
+    "DEPOSIT",
+    "BACKWARD",
+    "BACKWARD_TILE",
+    "SOURCE",
+    "NUMBERS",
+    "HEADERS",
+    "plan",
+    "problem",
+    "forward",
+    "backward",
+]
 
 # %% ../nbs/05c_cuda.ipynb #711941fd
 TYPES = r"""
@@ -307,45 +321,81 @@ BACKWARD_TILE += r"""
 SOURCE = TYPES + LOCATE + FORWARD + FORWARD_TILE + DEPOSIT + BACKWARD + BACKWARD_TILE
 
 # %% ../nbs/05c_cuda.ipynb #52fa254d
-NUMBERS = {torch.float32: ("float", "float"), torch.float64: ("double", "double"),          # stored, added in
-           torch.float16: ("__half", "float"), torch.bfloat16: ("__nv_bfloat16", "float")}
+NUMBERS = {
+    torch.float32: ("float", "float"),
+    torch.float64: ("double", "double"),  # stored, added in
+    torch.float16: ("__half", "float"),
+    torch.bfloat16: ("__nv_bfloat16", "float"),
+}
 HEADERS = {torch.float16: "<cuda_fp16.h>", torch.bfloat16: "<cuda_bf16.h>"}
 
 
 @lru_cache(None)
 def plan(
     dtype: torch.dtype,
-    width: int,                 # channels of a group
-    kernel: tuple,              # (rows, columns)
-    exact: bool = False,        # add whole numbers: the same bits in every run
-    capability: tuple = (8, 0), # of the processor
-) -> dict:                      # name -> what to fill in
+    width: int,  # channels of a group
+    kernel: tuple,  # (rows, columns)
+    exact: bool = False,  # add whole numbers: the same bits in every run
+    capability: tuple = (8, 0),  # of the processor
+) -> dict:  # name -> what to fill in
     "What the text's DCN_ words stand for."
     taps, shared, size = kernel[0] * kernel[1], 48 * 1024, dtype.itemsize
     number, total = NUMBERS[dtype]
     wide = 8 if total == "double" else 4
-    lane = width // (width & -width)                                                # the odd part of width
-    while lane < width and (lane * size < 16 or width // lane > 32): lane *= 2
+    lane = width // (width & -width)  # the odd part of width
+    while lane < width and (lane * size < 16 or width // lane > 32):
+        lane *= 2
     tile = 64
-    while tile > 1 and (tile * width // lane > 256 or tile * taps * (4 * wide + 16) > shared): tile //= 2
+    while tile > 1 and (tile * width // lane > 256 or tile * taps * (4 * wide + 16) > shared):
+        tile //= 2
     rows = 2 ** ((tile.bit_length() - 1) // 2)
     columns, own = tile // rows, width in (2, 4, 8, 16, 32)
     record = -(-(7 * wide + 24) // wide) * wide
-    fit = [r for r in (4, 3, 2, 1) if (rows + 2 * r) * (columns + 2 * r) * 32 * wide + columns * taps * 32 // width * record <= shared] if own else []
-    words = dict(T=number, A=total, CG=width, VEC=lane, KH=kernel[0], KW=kernel[1], TH=rows, TW=columns, EXACT=int(exact),
-                 OWN=int(bool(fit)), R=fit[0] if fit else 0, RED4=int(capability >= (9, 0) and total == "float" and lane % 4 == 0))
-    return {f"DCN_{k}": v for k, v in words.items()} | ({"DCN_HEADER": HEADERS[dtype]} if dtype in HEADERS else {})
+    fit = (
+        [
+            r
+            for r in (4, 3, 2, 1)
+            if (rows + 2 * r) * (columns + 2 * r) * 32 * wide
+            + columns * taps * 32 // width * record
+            <= shared
+        ]
+        if own
+        else []
+    )
+    words = dict(
+        T=number,
+        A=total,
+        CG=width,
+        VEC=lane,
+        KH=kernel[0],
+        KW=kernel[1],
+        TH=rows,
+        TW=columns,
+        EXACT=int(exact),
+        OWN=int(bool(fit)),
+        R=fit[0] if fit else 0,
+        RED4=int(capability >= (9, 0) and total == "float" and lane % 4 == 0),
+    )
+    return {f"DCN_{k}": v for k, v in words.items()} | (
+        {"DCN_HEADER": HEADERS[dtype]} if dtype in HEADERS else {}
+    )
+
 
 # %% ../nbs/05c_cuda.ipynb #f83e73b0
 @lru_cache(None)
 def _cupy_problem() -> str:
     "Why CuPy cannot be used, in words that help; empty: it can."
     major = (torch.version.cuda or "?").split(".")[0]
-    try: import cupy
-    except Exception as error: return f"CuPy cannot be imported ({type(error).__name__}: {error}); try `pip install cupy-cuda{major}x`"
-    try: theirs = str(cupy.cuda.nvrtc.getVersion()[0])
-    except Exception as error: return f"CuPy's compiler does not load ({type(error).__name__}: {error}); try `pip install cupy-cuda{major}x`"
-    if theirs != major: return f"CuPy is made for CUDA {theirs}, PyTorch for CUDA {major}; try `pip install cupy-cuda{major}x` in its place"
+    try:
+        import cupy
+    except Exception as error:
+        return f"CuPy cannot be imported ({type(error).__name__}: {error}); try `pip install cupy-cuda{major}x`"
+    try:
+        theirs = str(cupy.cuda.nvrtc.getVersion()[0])
+    except Exception as error:
+        return f"CuPy's compiler does not load ({type(error).__name__}: {error}); try `pip install cupy-cuda{major}x`"
+    if theirs != major:
+        return f"CuPy is made for CUDA {theirs}, PyTorch for CUDA {major}; try `pip install cupy-cuda{major}x` in its place"
     return ""
 
 
@@ -353,15 +403,22 @@ def _cupy_problem() -> str:
 def _module(index: int, words: tuple):
     "The translated text for one device."
     import cupy
+
     with cupy.cuda.Device(index):
-        return cupy.RawModule(code=SOURCE, options=("--std=c++17", *(f"-D{k}={v}" for k, v in words)))
+        return cupy.RawModule(
+            code=SOURCE, options=("--std=c++17", *(f"-D{k}={v}" for k, v in words))
+        )
 
 
 def _launch(name: str, words: dict, device, grid: tuple, threads: int, arguments: tuple):
     "Run one kernel on PyTorch's current stream; all memory is PyTorch's."
     import cupy
+
     function = _module(device.index, tuple(words.items())).get_function(name)
-    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index):
+    with (
+        cupy.cuda.Device(device.index),
+        cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index),
+    ):
         function(grid, (threads,), arguments)
 
 
@@ -372,6 +429,7 @@ def _arguments(tensors, value, offset, groups, stride, padding, dilation, scale,
     sizes = [np.int32(i) for i in (h, w, ho, wo, groups, *stride, *padding, *dilation)]
     return (*addresses, *sizes, (np.float64 if total == "double" else np.float32)(scale))
 
+
 # %% ../nbs/05c_cuda.ipynb #d4d39390
 def _aligned(t: Tensor) -> Tensor:
     "Contiguous, and at an address that wide loads accept."
@@ -379,49 +437,123 @@ def _aligned(t: Tensor) -> Tensor:
     return t if t.data_ptr() % 16 == 0 else t.clone()
 
 
-def _capability(device) -> tuple: return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+def _capability(device) -> tuple:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+
 
 # %% ../nbs/05c_cuda.ipynb #4584720b
 def problem(device: str, dtype: torch.dtype, width: int, kernel: tuple) -> str:
     "Why the CUDA kernels cannot do it (another implementation must); empty: they can."
-    if device != "cuda": return f"tensors are on {device}, not on a CUDA device"
-    if dtype not in NUMBERS: return f"{dtype} is none of {[str(d) for d in NUMBERS]}"
+    if device != "cuda":
+        return f"tensors are on {device}, not on a CUDA device"
+    if dtype not in NUMBERS:
+        return f"{dtype} is none of {[str(d) for d in NUMBERS]}"
     return _cupy_problem()
 
 
-def forward(value: Tensor, offset: Tensor, mask: Tensor, groups, kernel, stride, padding, dilation, scale) -> Tensor:
+def forward(
+    value: Tensor, offset: Tensor, mask: Tensor, groups, kernel, stride, padding, dilation, scale
+) -> Tensor:
     "Deformable convolution on a CUDA device; the arguments are those of `kernels.forward`."
     value, offset, mask = map(_aligned, (value, offset, mask))
     (n, ho, wo), c = offset.shape[:3], value.shape[-1]
-    out, words = value.new_empty(n, ho, wo, c), plan(value.dtype, c // groups, kernel, False, _capability(value.device))
+    out, words = (
+        value.new_empty(n, ho, wo, c),
+        plan(value.dtype, c // groups, kernel, False, _capability(value.device)),
+    )
     lanes, rows, columns = words["DCN_CG"] // words["DCN_VEC"], words["DCN_TH"], words["DCN_TW"]
     tiles = -(-ho // rows) * -(-wo // columns)
-    arguments = _arguments((value, offset, mask, out), value, offset, groups, stride, padding, dilation, scale, words["DCN_A"])
-    if n > 65535: raise DataError(mismatch("deform_conv: batch on a CUDA device", "at most 65535", n))
-    if n and tiles <= 65535: _launch("deform_forward_tile", words, value.device, (groups, tiles, n), rows * columns * lanes, arguments)
-    elif n: _launch("deform_forward", words, value.device, (-(-ho * wo * groups * lanes // 256), n), 256, arguments)
+    arguments = _arguments(
+        (value, offset, mask, out),
+        value,
+        offset,
+        groups,
+        stride,
+        padding,
+        dilation,
+        scale,
+        words["DCN_A"],
+    )
+    if n > 65535:
+        raise DataError(mismatch("deform_conv: batch on a CUDA device", "at most 65535", n))
+    if n and tiles <= 65535:
+        _launch(
+            "deform_forward_tile",
+            words,
+            value.device,
+            (groups, tiles, n),
+            rows * columns * lanes,
+            arguments,
+        )
+    elif n:
+        _launch(
+            "deform_forward",
+            words,
+            value.device,
+            (-(-ho * wo * groups * lanes // 256), n),
+            256,
+            arguments,
+        )
     return out
+
 
 # %% ../nbs/05c_cuda.ipynb #07e46f17
 def _unit(grad, offset, mask, words, per_image) -> Tensor:
     "Whole numbers per 1.0 of gradient, as a tensor on the device (so that nobody waits for it)."
     bound = grad.abs().amax().double() * mask.abs().amax().double() * per_image
-    return 2.0 ** 62 / (bound.clamp(min=1e-280) + (offset * 0).sum().double())
+    return 2.0**62 / (bound.clamp(min=1e-280) + (offset * 0).sum().double())
 
 
-def backward(grad: Tensor, value: Tensor, offset: Tensor, mask: Tensor, groups, kernel, stride, padding, dilation, scale) -> tuple:
+def backward(
+    grad: Tensor,
+    value: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    groups,
+    kernel,
+    stride,
+    padding,
+    dilation,
+    scale,
+) -> tuple:
     "Gradients of value, offset and mask from that of the output."
     grad, value, offset, mask = map(_aligned, (grad, value, offset, mask))
-    (n, ho, wo), c, exact = offset.shape[:3], value.shape[-1], torch.are_deterministic_algorithms_enabled()
+    (n, ho, wo), c, exact = (
+        offset.shape[:3],
+        value.shape[-1],
+        torch.are_deterministic_algorithms_enabled(),
+    )
     words = plan(value.dtype, c // groups, kernel, exact, _capability(value.device))
     lanes, rows, columns = words["DCN_CG"] // words["DCN_VEC"], words["DCN_TH"], words["DCN_TW"]
     total = torch.int64 if exact else torch.float64 if words["DCN_A"] == "double" else torch.float32
-    grads = [torch.zeros(value.shape, dtype=total, device=value.device)] + [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (offset, mask)]
-    if not n: return grads[0].to(value.dtype), *grads[1:]
+    grads = [torch.zeros(value.shape, dtype=total, device=value.device)] + [
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (offset, mask)
+    ]
+    if not n:
+        return grads[0].to(value.dtype), *grads[1:]
     unit = _unit(grad, offset, mask, words, kernel[0] * kernel[1] * ho * wo) if exact else None
-    arguments = _arguments((value, offset, mask, grad, *grads, unit), value, offset, groups, stride, padding, dilation, scale, words["DCN_A"])
+    arguments = _arguments(
+        (value, offset, mask, grad, *grads, unit),
+        value,
+        offset,
+        groups,
+        stride,
+        padding,
+        dilation,
+        scale,
+        words["DCN_A"],
+    )
     tiles, sides = -(-ho // rows) * -(-wo // columns), -(-groups * words["DCN_CG"] // 32)
-    if words["DCN_OWN"] and tiles <= 65535: _launch("deform_backward_tile", words, value.device, (sides, tiles, n), 32, arguments)
-    else: _launch("deform_backward", words, value.device, (-(-ho * wo * groups * lanes // 256), n), 256, arguments)
+    if words["DCN_OWN"] and tiles <= 65535:
+        _launch("deform_backward_tile", words, value.device, (sides, tiles, n), 32, arguments)
+    else:
+        _launch(
+            "deform_backward",
+            words,
+            value.device,
+            (-(-ho * wo * groups * lanes // 256), n),
+            256,
+            arguments,
+        )
     result = grads[0].double() / unit if exact else grads[0]
     return result.to(value.dtype), *grads[1:]

@@ -12,96 +12,126 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['taps', 'out_size', 'sample_points', 'deform_conv_reference', 'random_inputs', 'deform_conv_grid_sample']
+__all__ = [
+    "taps",
+    "out_size",
+    "sample_points",
+    "deform_conv_reference",
+    "random_inputs",
+    "deform_conv_grid_sample",
+]
+
 
 # %% ../nbs/05_deform.ipynb #e32c750d
 def taps(
-    kernel_size=3,      # taps along each side, or (rows, columns)
-    dilation=1,         # pixels between neighbouring taps, or (rows, columns)
+    kernel_size=3,  # taps along each side, or (rows, columns)
+    dilation=1,  # pixels between neighbouring taps, or (rows, columns)
     device=None,
-) -> tuple:             # tap_x, tap_y: (k,) integers, pixels from the centre; x slow, y fast
+) -> tuple:  # tap_x, tap_y: (k,) integers, pixels from the centre; x slow, y fast
     "Where the taps of a kernel lie, in the order of DCNv3."
     (kh, kw), (dh, dw) = _pair(kernel_size), _pair(dilation)
     k = torch.arange(kh * kw, device=device)
     return dw * (k // kh) - dw * (kw - 1) // 2, dh * (k % kh) - dh * (kh - 1) // 2
 
 
-def _pair(n): return (n, n) if isinstance(n, int) else (int(n[0]), int(n[1]))
+def _pair(n):
+    return (n, n) if isinstance(n, int) else (int(n[0]), int(n[1]))
+
 
 # %% ../nbs/05_deform.ipynb #e8b69461
 def out_size(
-    size: tuple,        # (rows, columns) of the input
-    kernel: tuple,      # this and the next three: (rows, columns)
+    size: tuple,  # (rows, columns) of the input
+    kernel: tuple,  # this and the next three: (rows, columns)
     stride: tuple,
     padding: tuple,
     dilation: tuple,
-) -> tuple:             # (rows, columns) of the output
+) -> tuple:  # (rows, columns) of the output
     "How large the output of a convolution is."
-    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, kernel, stride, padding, dilation))
+    return tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation)
+    )
+
 
 # %% ../nbs/05_deform.ipynb #120bc915
 def sample_points(
-    offset: Tensor,         # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
+    offset: Tensor,  # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
     *,
     groups: int,
-    kernel_size=3,          # this and the next three: a number or (rows, columns)
+    kernel_size=3,  # this and the next three: a number or (rows, columns)
     stride=1,
     padding=1,
     dilation=1,
     offset_scale: float = 1.0,
-) -> tuple:                 # x, y: (n, ho, wo, groups, k) columns and rows, pixels
+) -> tuple:  # x, y: (n, ho, wo, groups, k) columns and rows, pixels
     "Where each tap of each output pixel reads."
     kernel, (sh, sw), (ph, pw), dilation = map(_pair, (kernel_size, stride, padding, dilation))
     tap_x, tap_y = taps(kernel, dilation, offset.device)
     n, h, w, _ = offset.shape
     o = offset.reshape(n, h, w, groups, len(tap_x), 2)
-    j, i = torch.arange(w, device=offset.device).view(w, 1, 1), torch.arange(h, device=offset.device).view(h, 1, 1, 1)
-    return (j * sw - pw + dilation[1] * (kernel[1] - 1) // 2 + offset_scale * (tap_x + o[..., 0]),
-            i * sh - ph + dilation[0] * (kernel[0] - 1) // 2 + offset_scale * (tap_y + o[..., 1]))
+    j, i = (
+        torch.arange(w, device=offset.device).view(w, 1, 1),
+        torch.arange(h, device=offset.device).view(h, 1, 1, 1),
+    )
+    return (
+        j * sw - pw + dilation[1] * (kernel[1] - 1) // 2 + offset_scale * (tap_x + o[..., 0]),
+        i * sh - ph + dilation[0] * (kernel[0] - 1) // 2 + offset_scale * (tap_y + o[..., 1]),
+    )
+
 
 # %% ../nbs/05_deform.ipynb #3fe0ef74
 def deform_conv_reference(
-    value: Tensor,              # (n, h, w, c) float32 or float64 (16 bits cannot name a pixel of a large field)
-    offset: Tensor,             # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
-    mask: Tensor,               # (n, ho, wo, groups * k) weights of the taps, already normalised
+    value: Tensor,  # (n, h, w, c) float32 or float64 (16 bits cannot name a pixel of a large field)
+    offset: Tensor,  # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
+    mask: Tensor,  # (n, ho, wo, groups * k) weights of the taps, already normalised
     *,
-    groups: int,                # channel groups with offsets of their own
-    **geometry,                 # kernel_size, stride, padding, dilation, offset_scale of `sample_points`
-) -> Tensor:                    # (n, ho, wo, c)
+    groups: int,  # channel groups with offsets of their own
+    **geometry,  # kernel_size, stride, padding, dilation, offset_scale of `sample_points`
+) -> Tensor:  # (n, ho, wo, c)
     "Deformable convolution as the formula says it: slow, exact, and the judge of all other versions."
     n, h, w, c = value.shape
     x, y = sample_points(offset, groups=groups, **geometry)
     x0, y0 = x.floor(), y.floor()
-    v = F.pad(value.reshape(n, h * w, groups, c // groups), (0, 0, 0, 0, 0, 1))     # one more pixel of zeros, for all that lies outside
-    image, group = torch.arange(n, device=x.device).view(n, 1, 1, 1, 1), torch.arange(groups, device=x.device).view(groups, 1)
+    v = F.pad(
+        value.reshape(n, h * w, groups, c // groups), (0, 0, 0, 0, 0, 1)
+    )  # one more pixel of zeros, for all that lies outside
+    image, group = (
+        torch.arange(n, device=x.device).view(n, 1, 1, 1, 1),
+        torch.arange(groups, device=x.device).view(groups, 1),
+    )
     m = mask.reshape(x.shape)
     out = 0
     for row, weight_y in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
         for col, weight_x in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
             inside = (row >= 0) & (row < h) & (col >= 0) & (col < w)
             at = torch.where(inside, row.long() * w + col.long(), h * w)
-            out = out + torch.einsum("...k,...kc->...c", m * weight_x * weight_y, v[image, at, group])
+            out = out + torch.einsum(
+                "...k,...kc->...c", m * weight_x * weight_y, v[image, at, group]
+            )
     return out.flatten(3)
+
 
 # %% ../nbs/05_deform.ipynb #cbd920f4
 def random_inputs(
-    n: int = 1,                     # images
-    h: int = 4,                     # rows
-    w: int = 5,                     # columns
+    n: int = 1,  # images
+    h: int = 4,  # rows
+    w: int = 5,  # columns
     channels: int = 6,
     *,
     groups: int = 2,
-    spread: float = 1.7,            # of the offsets, pixels
+    spread: float = 1.7,  # of the offsets, pixels
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
-    grad: bool = False,             # let them ask for gradients
-    **geometry,                     # of `sample_points`
-) -> list:                          # value, offset, mask
+    grad: bool = False,  # let them ask for gradients
+    **geometry,  # of `sample_points`
+) -> list:  # value, offset, mask
     "Random value, offset and mask for a geometry, with no sample within 0.02 of a whole pixel."
     generator = torch.Generator().manual_seed(seed)
     make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-    kernel, stride, padding, dilation = (_pair(geometry.get(name, usual)) for name, usual in
-                                         (("kernel_size", 3), ("stride", 1), ("padding", 1), ("dilation", 1)))
+    kernel, stride, padding, dilation = (
+        _pair(geometry.get(name, usual))
+        for name, usual in (("kernel_size", 3), ("stride", 1), ("padding", 1), ("dilation", 1))
+    )
     (ho, wo), k = out_size((h, w), kernel, stride, padding, dilation), kernel[0] * kernel[1]
     offset = spread * make(n, ho, wo, groups * k * 2)
     points = torch.stack(sample_points(offset, groups=groups, **geometry), -1).flatten(3)
@@ -109,24 +139,41 @@ def random_inputs(
     mask = make(n, ho, wo, groups, k).softmax(-1).flatten(3)
     return [t.to(dtype).requires_grad_(grad) for t in (make(n, h, w, channels), offset, mask)]
 
+
 # %% ../nbs/05_deform.ipynb #f47e8c26
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)
 def _regular(h, w, ho, wo, kernel, stride, padding, dilation, scale, dtype, device):
     "Taps without offsets in grid_sample's coordinates, (k, ho, wo, 2), and the length of one pixel in them."
-    x, y = sample_points(torch.zeros(1, ho, wo, 2 * kernel[0] * kernel[1], dtype=torch.float64, device=device), groups=1, kernel_size=kernel,
-                         stride=stride, padding=padding, dilation=dilation, offset_scale=scale)
+    x, y = sample_points(
+        torch.zeros(1, ho, wo, 2 * kernel[0] * kernel[1], dtype=torch.float64, device=device),
+        groups=1,
+        kernel_size=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        offset_scale=scale,
+    )
     xy = torch.stack([(2 * x + 1) / w - 1, (2 * y + 1) / h - 1], -1)[0, :, :, 0]
-    return xy.permute(2, 0, 1, 3).to(dtype).contiguous(), torch.tensor([2 * scale / w, 2 * scale / h], dtype=dtype, device=device)
+    return xy.permute(2, 0, 1, 3).to(dtype).contiguous(), torch.tensor(
+        [2 * scale / w, 2 * scale / h], dtype=dtype, device=device
+    )
+
 
 # %% ../nbs/05_deform.ipynb #ebd4abf5
 def deform_conv_grid_sample(value, offset, mask, groups, kernel, stride, padding, dilation, scale):
     "The same in terms of grid_sample; all geometry as pairs."
     (n, h, w, c), (_, ho, wo, _), k = value.shape, offset.shape, kernel[0] * kernel[1]
-    regular, pixel = _regular(h, w, ho, wo, kernel, stride, padding, dilation, scale, value.dtype, value.device)
+    regular, pixel = _regular(
+        h, w, ho, wo, kernel, stride, padding, dilation, scale, value.dtype, value.device
+    )
     o = offset.reshape(n, ho, wo, groups, k, 2).permute(0, 3, 4, 1, 2, 5)
     xy = torch.addcmul(regular, o, pixel).reshape(n * groups, k * ho, wo, 2)
-    v = value.reshape(n, h * w, groups, c // groups).permute(0, 2, 3, 1).reshape(n * groups, c // groups, h, w)
+    v = (
+        value.reshape(n, h * w, groups, c // groups)
+        .permute(0, 2, 3, 1)
+        .reshape(n * groups, c // groups, h, w)
+    )
     samples = F.grid_sample(v, xy, align_corners=False).view(n * groups, c // groups, k, ho * wo)
     m = mask.reshape(n, ho * wo, groups, k).permute(0, 2, 3, 1).reshape(n * groups, 1, k, ho * wo)
     return (samples * m).sum(2).view(n, c, ho * wo).transpose(1, 2).reshape(n, ho, wo, c)

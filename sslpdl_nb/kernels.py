@@ -18,12 +18,32 @@ from numba.extending import intrinsic, models, register_model
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['plainly', 'zeros', 'load', 'store', 'madd', 'dots', 'along', 'nearest', 'locate', 'forward_row', 'finish', 'spread',
-           'backward_run', 'backward_image', 'translated', 'problem', 'forward', 'backward']
+__all__ = [
+    "plainly",
+    "zeros",
+    "load",
+    "store",
+    "madd",
+    "dots",
+    "along",
+    "nearest",
+    "locate",
+    "forward_row",
+    "finish",
+    "spread",
+    "backward_run",
+    "backward_image",
+    "translated",
+    "problem",
+    "forward",
+    "backward",
+]
+
 
 # %% ../nbs/05b_kernels.ipynb #e9e1caf5
 class Row(types.Type):
     "n numbers, treated at once."
+
     def __init__(self, dtype, n):
         self.dtype, self.n = dtype, n
         super().__init__(f"Row({dtype}, {n})")
@@ -32,7 +52,9 @@ class Row(types.Type):
 @register_model(Row)
 class RowModel(models.PrimitiveModel):
     def __init__(self, manager, row):
-        super().__init__(manager, row, ir.VectorType(manager.lookup(row.dtype).get_value_type(), row.n))
+        super().__init__(
+            manager, row, ir.VectorType(manager.lookup(row.dtype).get_value_type(), row.n)
+        )
 
 
 def _lanes(build, x, y, which):
@@ -40,84 +62,124 @@ def _lanes(build, x, y, which):
     return build.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(which)), which))
 
 
-def _place(build, array, i, like): return build.bitcast(build.gep(array, [i]), like.as_pointer())
+def _place(build, array, i, like):
+    return build.bitcast(build.gep(array, [i]), like.as_pointer())
+
 
 # %% ../nbs/05b_kernels.ipynb #6906f802
 @intrinsic
 def zeros(typing, lane):
     "A row of zeros."
     row = Row(lane.dtype, len(lane))
-    return row(lane), lambda context, build, sig, args: ir.Constant(context.get_value_type(row), None)
+    return row(lane), lambda context, build, sig, args: ir.Constant(
+        context.get_value_type(row), None
+    )
 
 
 @intrinsic
 def load(typing, array, start, lane):
     "array[start : start + len(lane)]"
     row = Row(lane.dtype, len(lane))
+
     def code(context, build, sig, args):
-        return build.load(_place(build, args[0], args[1], context.get_value_type(row)), align=lane.dtype.bitwidth // 8)
+        return build.load(
+            _place(build, args[0], args[1], context.get_value_type(row)),
+            align=lane.dtype.bitwidth // 8,
+        )
+
     return row(array, types.int64, lane), code
 
 
 @intrinsic
 def store(typing, array, start, row):
     "array[start : start + len(row)] = row"
+
     def code(context, build, sig, args):
-        build.store(args[2], _place(build, args[0], args[1], args[2].type), align=row.dtype.bitwidth // 8)
+        build.store(
+            args[2], _place(build, args[0], args[1], args[2].type), align=row.dtype.bitwidth // 8
+        )
         return context.get_dummy_value()
+
     return types.void(array, types.int64, row), code
 
 
 @intrinsic
 def madd(typing, total, number, row):
     "total + number * row"
+
     def code(context, build, sig, args):
         total_, number_, row_ = args
         empty, zero = ir.Constant(row_.type, ir.Undefined), ir.Constant(ir.IntType(32), 0)
         everywhere = _lanes(build, build.insert_element(empty, number_, zero), empty, [0] * row.n)
-        return build.fadd(total_, build.fmul(everywhere, row_, flags=["contract"]), flags=["contract"])
+        return build.fadd(
+            total_, build.fmul(everywhere, row_, flags=["contract"]), flags=["contract"]
+        )
+
     return total(total, total.dtype, row), code
+
 
 # %% ../nbs/05b_kernels.ipynb #3dc4b411
 @intrinsic
 def dots(typing, g, a, b, c, d):
     "The four sums of g * a, g * b, g * c, g * d."
-    four, n = Row(g.dtype, 4), max(4, 1 << (g.n - 1).bit_length())                  # n: the next power of two
+    four, n = Row(g.dtype, 4), max(4, 1 << (g.n - 1).bit_length())  # n: the next power of two
+
     def code(context, build, sig, args):
         rows = [build.fmul(args[0], row) for row in args[1:]]
-        filled = [*range(g.n)] + [g.n] * (n - g.n)                                  # zeros behind the end
+        filled = [*range(g.n)] + [g.n] * (n - g.n)  # zeros behind the end
         rows = [_lanes(build, row, ir.Constant(row.type, None), filled) for row in rows]
-        def fold(x, y, keep, step): return build.fadd(_lanes(build, x, y, keep), _lanes(build, x, y, [i + step for i in keep]))
+
+        def fold(x, y, keep, step):
+            return build.fadd(
+                _lanes(build, x, y, keep), _lanes(build, x, y, [i + step for i in keep])
+            )
+
         half = n // 2
-        ab, cd = (fold(x, y, [*range(half), *range(n, n + half)], half) for x, y in (rows[:2], rows[2:]))
+        ab, cd = (
+            fold(x, y, [*range(half), *range(n, n + half)], half) for x, y in (rows[:2], rows[2:])
+        )
         half //= 2
-        total = fold(ab, cd, [i + j for i in (0, 2 * half, n, n + 2 * half) for j in range(half)], half)
+        total = fold(
+            ab, cd, [i + j for i in (0, 2 * half, n, n + 2 * half) for j in range(half)], half
+        )
         while half > 1:
             half //= 2
-            total = fold(total, total, [2 * half * i + j for i in range(4) for j in range(half)], half)
+            total = fold(
+                total, total, [2 * half * i + j for i in range(4) for j in range(half)], half
+            )
         return total
+
     return four(g, a, b, c, d), code
 
+
 # %% ../nbs/05b_kernels.ipynb #78fec495
-SCRATCH = 320                   # taps that are located at a time; times some 20 numbers each = 25 kB
-GRAIN = 2**17                   # channels times taps that are worth a thread of their own
+SCRATCH = 320  # taps that are located at a time; times some 20 numbers each = 25 kB
+GRAIN = 2**17  # channels times taps that are worth a thread of their own
 
 
-def _pointer(address, item): return lambda context, build, sig, args: build.inttoptr(args[0], context.get_value_type(types.CPointer(item)))
+def _pointer(address, item):
+    return lambda context, build, sig, args: build.inttoptr(
+        args[0], context.get_value_type(types.CPointer(item))
+    )
 
 
 @intrinsic
-def floats(typing, address, lane): return types.CPointer(lane.dtype)(types.int64, lane), _pointer(address, lane.dtype)
+def floats(typing, address, lane):
+    return types.CPointer(lane.dtype)(types.int64, lane), _pointer(address, lane.dtype)
 
 
 @intrinsic
-def ints(typing, address): return types.CPointer(types.int32)(types.int64), _pointer(address, types.int32)
+def ints(typing, address):
+    return types.CPointer(types.int32)(types.int64), _pointer(address, types.int32)
 
 
 @intrinsic
 def table(typing, address):
-    code = lambda context, build, sig, args: build.bitcast(args[0], context.get_value_type(types.CPointer(types.int64)))
+    code = lambda context, build, sig, args: build.bitcast(
+        args[0], context.get_value_type(types.CPointer(types.int64))
+    )
     return types.CPointer(types.int64)(types.voidptr), code
+
 
 # %% ../nbs/05b_kernels.ipynb #bfab36e3
 def _scratch(item, n=SCRATCH):
@@ -126,37 +188,51 @@ def _scratch(item, n=SCRATCH):
             place = build.alloca(context.get_data_type(item), ir.Constant(ir.IntType(64), n))
             place.align = 64
         return place
+
     return code
 
 
 @intrinsic
-def some_floats(typing, lane): return types.CPointer(lane.dtype)(lane), _scratch(lane.dtype)
+def some_floats(typing, lane):
+    return types.CPointer(lane.dtype)(lane), _scratch(lane.dtype)
 
 
 @intrinsic
-def many_floats(typing, lane): return types.CPointer(lane.dtype)(lane), _scratch(lane.dtype, 4 * SCRATCH)
+def many_floats(typing, lane):
+    return types.CPointer(lane.dtype)(lane), _scratch(lane.dtype, 4 * SCRATCH)
 
 
 @intrinsic
-def some_ints(typing): return types.CPointer(types.int32)(), _scratch(types.int32)
+def some_ints(typing):
+    return types.CPointer(types.int32)(), _scratch(types.int32)
+
 
 # %% ../nbs/05b_kernels.ipynb #978151fc
 @intrinsic
 def take(typing, counter, step):
     "counter[0] before step is added to it, in one go for all threads."
-    code = lambda context, build, sig, args: build.atomic_rmw("add", build.inttoptr(args[0], ir.IntType(64).as_pointer()), args[1], "monotonic")
+    code = lambda context, build, sig, args: build.atomic_rmw(
+        "add", build.inttoptr(args[0], ir.IntType(64).as_pointer()), args[1], "monotonic"
+    )
     return types.int64(types.int64, types.int64), code
 
+
 # %% ../nbs/05b_kernels.ipynb #4b3ad11a
-plainly = dict(error_model="numpy")         # no liberties with arithmetic: NaN stays NaN, same bits in every run
+plainly = dict(
+    error_model="numpy"
+)  # no liberties with arithmetic: NaN stays NaN, same bits in every run
 
 
 @njit(forceinline=True, **plainly)
 def along(p, size, zero, one):
     "The pixel before p, the fraction, and 1 or 0 for: it is inside, the next is inside."
     first = np.floor(p)
-    return (first, p - first, one if (first >= zero) & (first < size) else zero,
-            one if (first >= -one) & (first < size - one) else zero)
+    return (
+        first,
+        p - first,
+        one if (first >= zero) & (first < size) else zero,
+        one if (first >= -one) & (first < size - one) else zero,
+    )
 
 
 @njit(forceinline=True, **plainly)
@@ -166,6 +242,7 @@ def nearest(first, size):
     i = np.int32(low if low < size else size)
     none, last = np.int32(0), np.int32(np.int32(size) - 1)
     return min(max(i, none), last), min(max(np.int32(i + 1), none), last)
+
 
 # %% ../nbs/05b_kernels.ipynb #dc7c6dff
 @njit(forceinline=True, **plainly)
@@ -180,23 +257,61 @@ def locate(e, x, y, m, h, w, c, group, one, X, Y, wa, wb, wc, wd, oa, ob, oc, od
     xa, xb = nearest(x0, w)
     ya, yb = nearest(y0, h)
     width = np.int32(w)
-    outside = ((left + right) * (top + bottom) == zero) & (fx + fy < one + one)     # false where x or y is not finite
+    outside = ((left + right) * (top + bottom) == zero) & (
+        fx + fy < one + one
+    )  # false where x or y is not finite
     oa[e] = -1 if outside else (ya * width + xa) * c + group
-    ob[e], oc[e], od[e] = (ya * width + xb) * c + group, (yb * width + xa) * c + group, (yb * width + xb) * c + group
+    ob[e], oc[e], od[e] = (
+        (ya * width + xb) * c + group,
+        (yb * width + xa) * c + group,
+        (yb * width + xb) * c + group,
+    )
+
 
 # %% ../nbs/05b_kernels.ipynb #7fbf8b58
 @njit(forceinline=True, **plainly)
 def forward_row(row, a, lane):
     "One row of the output."
-    x, offset, mask, out, first, tx, ty, group = (floats(a[0], lane), floats(a[1], lane), floats(a[2], lane), floats(a[4], lane),
-                                                  floats(a[7], lane), floats(a[8], lane), floats(a[25], lane), ints(a[9]))
+    x, offset, mask, out, first, tx, ty, group = (
+        floats(a[0], lane),
+        floats(a[1], lane),
+        floats(a[2], lane),
+        floats(a[4], lane),
+        floats(a[7], lane),
+        floats(a[8], lane),
+        floats(a[25], lane),
+        ints(a[9]),
+    )
     scale, one = floats(a[10], lane)[0], floats(a[10], lane)[1]
-    h, w, ho, wo, groups, k, pixels, block, sh, sw = a[15], a[16], a[17], a[18], a[19], a[20], a[21], a[22], a[23], a[24]
-    X, Y, wa, wb, wc, wd = some_floats(lane), some_floats(lane), some_floats(lane), some_floats(lane), some_floats(lane), some_floats(lane)
+    h, w, ho, wo, groups, k, pixels, block, sh, sw = (
+        a[15],
+        a[16],
+        a[17],
+        a[18],
+        a[19],
+        a[20],
+        a[21],
+        a[22],
+        a[23],
+        a[24],
+    )
+    X, Y, wa, wb, wc, wd = (
+        some_floats(lane),
+        some_floats(lane),
+        some_floats(lane),
+        some_floats(lane),
+        some_floats(lane),
+        some_floats(lane),
+    )
     oa, ob, oc, od = some_ints(), some_ints(), some_ints(), some_ints()
     n, width = len(lane), len(lane) * groups
     image = row // ho
-    y0, hh, ww, c = one * np.int32((row - image * ho) * sh + a[26]), one * np.int32(h), one * np.int32(w), np.int32(width)
+    y0, hh, ww, c = (
+        one * np.int32((row - image * ho) * sh + a[26]),
+        one * np.int32(h),
+        one * np.int32(w),
+        np.int32(width),
+    )
     for column in range(0, wo, pixels):
         x0 = one * np.int32(column * sw)
         for g0 in range(0, groups, block):
@@ -204,17 +319,45 @@ def forward_row(row, a, lane):
             unit = (row * wo + column) * groups + g0
             j = unit * k
             for e in range(taps):
-                locate(e, (x0 + first[e]) + (tx[e] + scale * offset[2 * (j + e)]), y0 + (ty[e] + scale * offset[2 * (j + e) + 1]), mask[j + e],
-                       hh, ww, c, group[e], one, X, Y, wa, wb, wc, wd, oa, ob, oc, od)
+                locate(
+                    e,
+                    (x0 + first[e]) + (tx[e] + scale * offset[2 * (j + e)]),
+                    y0 + (ty[e] + scale * offset[2 * (j + e) + 1]),
+                    mask[j + e],
+                    hh,
+                    ww,
+                    c,
+                    group[e],
+                    one,
+                    X,
+                    Y,
+                    wa,
+                    wb,
+                    wc,
+                    wd,
+                    oa,
+                    ob,
+                    oc,
+                    od,
+                )
             base, e = image * h * w * width + g0 * n, 0
             for u in range(unit, unit + taps // k):
                 total = zeros(lane)
                 for _ in range(k):
                     if oa[e] >= 0:
-                        total = madd(madd(total, wa[e], load(x, base + oa[e], lane)), wb[e], load(x, base + ob[e], lane))
-                        total = madd(madd(total, wc[e], load(x, base + oc[e], lane)), wd[e], load(x, base + od[e], lane))
+                        total = madd(
+                            madd(total, wa[e], load(x, base + oa[e], lane)),
+                            wb[e],
+                            load(x, base + ob[e], lane),
+                        )
+                        total = madd(
+                            madd(total, wc[e], load(x, base + oc[e], lane)),
+                            wd[e],
+                            load(x, base + od[e], lane),
+                        )
                     e += 1
                 store(out, u * n, total)
+
 
 # %% ../nbs/05b_kernels.ipynb #b85f5ba5
 @njit(forceinline=True, **plainly)
@@ -223,7 +366,12 @@ def finish(j, e, s, x, y, m, h, w, scale, one, grad_offset, grad_mask):
     zero = one - one
     _, fx, left, right = along(x, w, zero, one)
     _, fy, top, bottom = along(y, h, zero, one)
-    a, b, c, d = s[4 * e] * top * left, s[4 * e + 1] * top * right, s[4 * e + 2] * bottom * left, s[4 * e + 3] * bottom * right
+    a, b, c, d = (
+        s[4 * e] * top * left,
+        s[4 * e + 1] * top * right,
+        s[4 * e + 2] * bottom * left,
+        s[4 * e + 3] * bottom * right,
+    )
     hx, hy = one - fx, one - fy
     grad_mask[j] = hy * (hx * a + fx * b) + fy * (hx * c + fx * d)
     grad_offset[2 * j] = scale * m * (hy * (b - a) + fy * (d - c))
@@ -231,63 +379,150 @@ def finish(j, e, s, x, y, m, h, w, scale, one, grad_offset, grad_mask):
 
 
 @njit(forceinline=True, **plainly)
-def spread(p, weight, g, grad_value, lane): store(grad_value, p, madd(load(grad_value, p, lane), weight, g))
+def spread(p, weight, g, grad_value, lane):
+    store(grad_value, p, madd(load(grad_value, p, lane), weight, g))
+
 
 # %% ../nbs/05b_kernels.ipynb #366f1352
 @njit(forceinline=True, **plainly)
 def backward_run(unit, taps, x0, y0, base, a, lane, X, Y, wa, wb, wc, wd, oa, ob, oc, od, s):
     "A run of taps, all three phases."
-    x, offset, mask, grad, grad_value, grad_offset, grad_mask = (floats(a[0], lane), floats(a[1], lane), floats(a[2], lane), floats(a[3], lane),
-                                                                 floats(a[4], lane), floats(a[5], lane), floats(a[6], lane))
-    first, tx, ty, group, scale, one = floats(a[7], lane), floats(a[8], lane), floats(a[25], lane), ints(a[9]), floats(a[10], lane)[0], floats(a[10], lane)[1]
+    x, offset, mask, grad, grad_value, grad_offset, grad_mask = (
+        floats(a[0], lane),
+        floats(a[1], lane),
+        floats(a[2], lane),
+        floats(a[3], lane),
+        floats(a[4], lane),
+        floats(a[5], lane),
+        floats(a[6], lane),
+    )
+    first, tx, ty, group, scale, one = (
+        floats(a[7], lane),
+        floats(a[8], lane),
+        floats(a[25], lane),
+        ints(a[9]),
+        floats(a[10], lane)[0],
+        floats(a[10], lane)[1],
+    )
     n, k = len(lane), a[20]
     h, w, c, j = one * np.int32(a[15]), one * np.int32(a[16]), np.int32(n * a[19]), unit * k
     for e in range(taps):
-        locate(e, (x0 + first[e]) + (tx[e] + scale * offset[2 * (j + e)]), y0 + (ty[e] + scale * offset[2 * (j + e) + 1]), mask[j + e],
-               h, w, c, group[e], one, X, Y, wa, wb, wc, wd, oa, ob, oc, od)
+        locate(
+            e,
+            (x0 + first[e]) + (tx[e] + scale * offset[2 * (j + e)]),
+            y0 + (ty[e] + scale * offset[2 * (j + e) + 1]),
+            mask[j + e],
+            h,
+            w,
+            c,
+            group[e],
+            one,
+            X,
+            Y,
+            wa,
+            wb,
+            wc,
+            wd,
+            oa,
+            ob,
+            oc,
+            od,
+        )
     e = 0
     for u in range(unit, unit + taps // k):
         g = load(grad, u * n, lane)
         for _ in range(k):
             if oa[e] >= 0:
                 pa, pb, pc, pd = base + oa[e], base + ob[e], base + oc[e], base + od[e]
-                store(s, 4 * e, dots(g, load(x, pa, lane), load(x, pb, lane), load(x, pc, lane), load(x, pd, lane)))
+                store(
+                    s,
+                    4 * e,
+                    dots(
+                        g,
+                        load(x, pa, lane),
+                        load(x, pb, lane),
+                        load(x, pc, lane),
+                        load(x, pd, lane),
+                    ),
+                )
                 spread(pa, wa[e], g, grad_value, lane)
                 spread(pb, wb[e], g, grad_value, lane)
                 spread(pc, wc[e], g, grad_value, lane)
                 spread(pd, wd[e], g, grad_value, lane)
             else:
-                for i in range(4): s[4 * e + i] = one - one
+                for i in range(4):
+                    s[4 * e + i] = one - one
             e += 1
-    for e in range(taps): finish(j + e, e, s, X[e], Y[e], mask[j + e], h, w, scale, one, grad_offset, grad_mask)
+    for e in range(taps):
+        finish(j + e, e, s, X[e], Y[e], mask[j + e], h, w, scale, one, grad_offset, grad_mask)
+
 
 # %% ../nbs/05b_kernels.ipynb #1c673f64
 @njit(forceinline=True, **plainly)
 def backward_image(task, a, lane):
     "One image and one block of groups."
     grad_value, one = floats(a[4], lane), floats(a[10], lane)[1]
-    h, w, ho, wo, groups, k, pixels, block, sh, sw = a[15], a[16], a[17], a[18], a[19], a[20], a[21], a[22], a[23], a[24]
-    X, Y, wa, wb, wc, wd, s = some_floats(lane), some_floats(lane), some_floats(lane), some_floats(lane), some_floats(lane), some_floats(lane), many_floats(lane)
+    h, w, ho, wo, groups, k, pixels, block, sh, sw = (
+        a[15],
+        a[16],
+        a[17],
+        a[18],
+        a[19],
+        a[20],
+        a[21],
+        a[22],
+        a[23],
+        a[24],
+    )
+    X, Y, wa, wb, wc, wd, s = (
+        some_floats(lane),
+        some_floats(lane),
+        some_floats(lane),
+        some_floats(lane),
+        some_floats(lane),
+        some_floats(lane),
+        many_floats(lane),
+    )
     oa, ob, oc, od = some_ints(), some_ints(), some_ints(), some_ints()
     n, blocks = len(lane), (groups + block - 1) // block
     image = task // blocks
     g0 = (task - image * blocks) * block
     own = min(block, groups - g0)
     for pixel in range(image * h * w, (image + 1) * h * w):
-        for g in range(g0, g0 + own): store(grad_value, (pixel * groups + g) * n, zeros(lane))
+        for g in range(g0, g0 + own):
+            store(grad_value, (pixel * groups + g) * n, zeros(lane))
     for i in range(ho):
         for column in range(0, wo, pixels):
             unit = ((image * ho + i) * wo + column) * groups + g0
-            backward_run(unit, min(pixels, wo - column) * own * k, one * np.int32(column * sw), one * np.int32(i * sh + a[26]),
-                         (image * h * w * groups + g0) * n, a, lane, X, Y, wa, wb, wc, wd, oa, ob, oc, od, s)
+            backward_run(
+                unit,
+                min(pixels, wo - column) * own * k,
+                one * np.int32(column * sw),
+                one * np.int32(i * sh + a[26]),
+                (image * h * w * groups + g0) * n,
+                a,
+                lane,
+                X,
+                Y,
+                wa,
+                wb,
+                wc,
+                wd,
+                oa,
+                ob,
+                oc,
+                od,
+                s,
+            )
+
 
 # %% ../nbs/05b_kernels.ipynb #59fe096e
 @lru_cache(None)
 def translated(
-    backwards: bool,    # which direction
-    dtype: str,         # float32 or float64
-    n: int,             # channels of a group
-):                      # compiled C function of one address, kept on disk
+    backwards: bool,  # which direction
+    dtype: str,  # float32 or float64
+    n: int,  # channels of a group
+):  # compiled C function of one address, kept on disk
     "Translate one direction for one type of number and one width."
     lane = (np.dtype(dtype).type(0),) * n
 
@@ -296,16 +531,22 @@ def translated(
         task = take(a[11], a[13])
         while task < a[12]:
             for t in range(task, min(task + a[13], a[12])):
-                if backwards: backward_image(t, a, lane)
-                else: forward_row(t, a, lane)
+                if backwards:
+                    backward_image(t, a, lane)
+                else:
+                    forward_row(t, a, lane)
             task = take(a[11], a[13])
+
     return _compile(work)
+
 
 # %% ../nbs/05b_kernels.ipynb #452704e1
 def _compile(kernel):
     "A C function of one address; on disk where there is a place to write."
-    try: return cfunc("void(voidptr)", cache=True, **plainly)(kernel)
-    except RuntimeError: return cfunc("void(voidptr)", **plainly)(kernel)                     # no folder can be written
+    try:
+        return cfunc("void(voidptr)", cache=True, **plainly)(kernel)
+    except RuntimeError:
+        return cfunc("void(voidptr)", **plainly)(kernel)  # no folder can be written
 
 
 @lru_cache(None)
@@ -314,19 +555,27 @@ def _openmp():
     for path in sorted(Path(torch.__file__).parent.glob("lib/lib*omp*")):
         run = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
         if run is not None:
-            run.argtypes, run.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+            run.argtypes, run.restype = (
+                (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint),
+                None,
+            )
             return run
 
 
 def _run(kernel, address: int, threads: int):
     "The same function in all threads; returns when all have returned."
-    if threads == 1: kernel.ctypes(address)
-    elif _openmp(): _openmp()(kernel.address, address, threads, 0)
+    if threads == 1:
+        kernel.ctypes(address)
+    elif _openmp():
+        _openmp()(kernel.address, address, threads, 0)
     else:
         others = [Thread(target=kernel.ctypes, args=(address,)) for _ in range(threads - 1)]
-        for t in others: t.start()
+        for t in others:
+            t.start()
         kernel.ctypes(address)
-        for t in others: t.join()
+        for t in others:
+            t.join()
+
 
 # %% ../nbs/05b_kernels.ipynb #7ef93093
 @lru_cache(maxsize=256)
@@ -335,8 +584,15 @@ def _regular(dtype, n, block, pixels, kernel, stride, padding, dilation, scale):
     (kh, kw), (dh, dw), shape = kernel, dilation, (pixels, block, kernel[0] * kernel[1])
     k = np.arange(kh * kw)
     column = np.arange(pixels)[:, None, None] * stride[1] - padding[1] + dw * (kw - 1) // 2
-    x, y, group = scale * (dw * (k // kh) - dw * (kw - 1) // 2), scale * (dh * (k % kh) - dh * (kh - 1) // 2), np.arange(block)[:, None] * n
-    arrays = [np.ascontiguousarray(np.broadcast_to(t, shape).ravel(), d) for t, d in ((column, dtype), (x, dtype), (group, np.int32), (y, dtype))]
+    x, y, group = (
+        scale * (dw * (k // kh) - dw * (kw - 1) // 2),
+        scale * (dh * (k % kh) - dh * (kh - 1) // 2),
+        np.arange(block)[:, None] * n,
+    )
+    arrays = [
+        np.ascontiguousarray(np.broadcast_to(t, shape).ravel(), d)
+        for t, d in ((column, dtype), (x, dtype), (group, np.int32), (y, dtype))
+    ]
     return [*arrays[:3], np.array([scale, 1], dtype), arrays[3]]
 
 
@@ -346,53 +602,111 @@ def _call(backwards, tensors, value, out_size, groups, kernel, stride, padding, 
     dtype, width, work = str(value.dtype).removeprefix("torch."), c // groups, n * ho * wo * c * k
     threads = min(torch.get_num_threads(), 1 + work // GRAIN)
     block = min(groups, SCRATCH // k)
-    if backwards:                                                           # one owner for each image and block of groups
-        while n * -(-groups // block) < threads and block > 1: block = -(-block // 2)
+    if backwards:  # one owner for each image and block of groups
+        while n * -(-groups // block) < threads and block > 1:
+            block = -(-block // 2)
         tasks, step = n * -(-groups // block), 1
-    else: tasks, step = n * ho, max(1, n * ho // (8 * threads))
+    else:
+        tasks, step = n * ho, max(1, n * ho // (8 * threads))
     pixels = min(wo, max(1, SCRATCH // (groups * k))) if block == groups else 1
     regular = _regular(dtype, width, block, pixels, kernel, stride, padding, dilation, scale)
     counter = np.zeros(1, np.int64)
-    table = np.array([0 if t is None else t.data_ptr() for t in tensors] + [t.ctypes.data for t in (*regular[:4], counter)] +
-                     [tasks, step, n, h, w, ho, wo, groups, k, pixels, block, *stride,
-                      regular[4].ctypes.data, dilation[0] * (kernel[0] - 1) // 2 - padding[0]], np.int64)
-    if tasks: _run(translated(backwards, dtype, width), table.ctypes.data, min(threads, tasks))
+    table = np.array(
+        [0 if t is None else t.data_ptr() for t in tensors]
+        + [t.ctypes.data for t in (*regular[:4], counter)]
+        + [
+            tasks,
+            step,
+            n,
+            h,
+            w,
+            ho,
+            wo,
+            groups,
+            k,
+            pixels,
+            block,
+            *stride,
+            regular[4].ctypes.data,
+            dilation[0] * (kernel[0] - 1) // 2 - padding[0],
+        ],
+        np.int64,
+    )
+    if tasks:
+        _run(translated(backwards, dtype, width), table.ctypes.data, min(threads, tasks))
+
 
 # %% ../nbs/05b_kernels.ipynb #f73785c8
 def problem(
-    device: str,            # cpu | cuda | ...
+    device: str,  # cpu | cuda | ...
     dtype: torch.dtype,
-    width: int,             # channels of a group
-    kernel: tuple,          # (rows, columns)
-) -> str:                   # empty: none
+    width: int,  # channels of a group
+    kernel: tuple,  # (rows, columns)
+) -> str:  # empty: none
     "Why these kernels cannot do it (another implementation must)."
-    if device != "cpu": return f"tensors are on {device}, not on the cpu"
-    if dtype not in (torch.float32, torch.float64): return f"{dtype} is neither float32 nor float64"
-    if width > 128: return f"{width} channels in a group are more than 128"
+    if device != "cpu":
+        return f"tensors are on {device}, not on the cpu"
+    if dtype not in (torch.float32, torch.float64):
+        return f"{dtype} is neither float32 nor float64"
+    if width > 128:
+        return f"{width} channels in a group are more than 128"
     return "" if kernel[0] * kernel[1] <= SCRATCH else f"{kernel} taps are more than {SCRATCH}"
 
 
 def forward(
-    value: Tensor,          # (n, h, w, c) float32 or float64
-    offset: Tensor,         # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
-    mask: Tensor,           # (n, ho, wo, groups * k)
+    value: Tensor,  # (n, h, w, c) float32 or float64
+    offset: Tensor,  # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
+    mask: Tensor,  # (n, ho, wo, groups * k)
     groups: int,
-    kernel: tuple,          # this and the next three: (rows, columns)
+    kernel: tuple,  # this and the next three: (rows, columns)
     stride: tuple,
     padding: tuple,
     dilation: tuple,
-    scale: float,           # of taps and offsets
-) -> Tensor:                # (n, ho, wo, c)
+    scale: float,  # of taps and offsets
+) -> Tensor:  # (n, ho, wo, c)
     "Deformable convolution on the processor."
     value, offset, mask = (t.contiguous() for t in (value, offset, mask))
     out = value.new_empty(*offset.shape[:3], value.shape[-1])
-    _call(False, (value, offset, mask, None, out, None, None), value, offset.shape[1:3], groups, kernel, stride, padding, dilation, scale)
+    _call(
+        False,
+        (value, offset, mask, None, out, None, None),
+        value,
+        offset.shape[1:3],
+        groups,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        scale,
+    )
     return out
 
 
-def backward(grad: Tensor, value: Tensor, offset: Tensor, mask: Tensor, groups, kernel, stride, padding, dilation, scale) -> tuple:
+def backward(
+    grad: Tensor,
+    value: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    groups,
+    kernel,
+    stride,
+    padding,
+    dilation,
+    scale,
+) -> tuple:
     "Gradients of value, offset and mask from that of the output."
     grad, value, offset, mask = tensors = [t.contiguous() for t in (grad, value, offset, mask)]
     grads = [torch.empty(t.shape, dtype=t.dtype) for t in tensors[1:]]
-    _call(True, (value, offset, mask, grad, *grads), value, offset.shape[1:3], groups, kernel, stride, padding, dilation, scale)
+    _call(
+        True,
+        (value, offset, mask, grad, *grads),
+        value,
+        offset.shape[1:3],
+        groups,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        scale,
+    )
     return tuple(grads)

@@ -19,85 +19,166 @@ from sslpdl_nb.core import DataError, mismatch
 from sslpdl_nb.deform import _pair, deform_conv_grid_sample, deform_conv_reference, out_size
 
 # %% auto #0
-__all__ = ['compiled', 'choose', 'aggregate', 'aggregate_backward', 'deform_conv', 'tap_softmax', 'DeformConv']
+__all__ = [
+    "compiled",
+    "choose",
+    "aggregate",
+    "aggregate_backward",
+    "deform_conv",
+    "tap_softmax",
+    "DeformConv",
+]
+
 
 # %% ../nbs/05d_layer.ipynb #0111213c
 def _check(value, offset, mask, groups, kernel, stride, padding, dilation):
     "Refuse what does not fit, naming it."
+
     def need(ok, what, expected, found):
-        if not ok: raise DataError(mismatch(f"deform_conv: {what}", expected, found))
-    need(value.ndim == 4 and min(value.shape[1:]) > 0, "shape of value", "(n, h, w, c) with h, w, c > 0", tuple(value.shape))
+        if not ok:
+            raise DataError(mismatch(f"deform_conv: {what}", expected, found))
+
+    need(
+        value.ndim == 4 and min(value.shape[1:]) > 0,
+        "shape of value",
+        "(n, h, w, c) with h, w, c > 0",
+        tuple(value.shape),
+    )
     need(value.is_floating_point(), "dtype of value", "a floating type", value.dtype)
     n, h, w, c = value.shape
     need(groups > 0 and c % groups == 0, "groups", f"a divisor of the {c} channels", groups)
-    need(min(*kernel, *stride, *dilation) > 0 and min(padding) >= 0, "kernel, stride, dilation > 0, padding >= 0", "that", (kernel, stride, dilation, padding))
+    need(
+        min(*kernel, *stride, *dilation) > 0 and min(padding) >= 0,
+        "kernel, stride, dilation > 0, padding >= 0",
+        "that",
+        (kernel, stride, dilation, padding),
+    )
     ho, wo = out_size((h, w), kernel, stride, padding, dilation)
     need(ho > 0 and wo > 0, "size of the output", "at least one row and column", (ho, wo))
     k = kernel[0] * kernel[1]
     for name, t, per in (("offset", offset, 2 * k), ("mask", mask, k)):
-        need(tuple(t.shape) == (n, ho, wo, groups * per), f"shape of {name}", (n, ho, wo, groups * per), tuple(t.shape))
+        need(
+            tuple(t.shape) == (n, ho, wo, groups * per),
+            f"shape of {name}",
+            (n, ho, wo, groups * per),
+            tuple(t.shape),
+        )
         need(t.dtype == value.dtype, f"dtype of {name}", f"that of value, {value.dtype}", t.dtype)
-        need(t.device == value.device, f"device of {name}", f"that of value, {value.device}", t.device)
-    need(max(n * groups * k * ho * wo * 2, n * h * w * c) < 2**31, "number of elements", "less than 2^31; use a smaller batch", max(n * groups * k * ho * wo * 2, n * h * w * c))
+        need(
+            t.device == value.device,
+            f"device of {name}",
+            f"that of value, {value.device}",
+            t.device,
+        )
+    need(
+        max(n * groups * k * ho * wo * 2, n * h * w * c) < 2**31,
+        "number of elements",
+        "less than 2^31; use a smaller batch",
+        max(n * groups * k * ho * wo * 2, n * h * w * c),
+    )
+
 
 # %% ../nbs/05d_layer.ipynb #4d96ec53
 def _by_reference(value, offset, mask, groups, kernel, stride, padding, dilation, scale):
-    return deform_conv_reference(value, offset, mask, groups=groups, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation, offset_scale=scale)
+    return deform_conv_reference(
+        value,
+        offset,
+        mask,
+        groups=groups,
+        kernel_size=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        offset_scale=scale,
+    )
 
 
-PLAIN = {"reference": _by_reference, "grid_sample": deform_conv_grid_sample}        # PyTorch differentiates these
-COMPILED = {"numba": "kernels", "cuda": "cuda"}                                     # modules with forward, backward, problem
+PLAIN = {
+    "reference": _by_reference,
+    "grid_sample": deform_conv_grid_sample,
+}  # PyTorch differentiates these
+COMPILED = {"numba": "kernels", "cuda": "cuda"}  # modules with forward, backward, problem
+
 
 # %% ../nbs/05d_layer.ipynb #13932955
 @lru_cache(None)
 def compiled(name: str):
     "The module of a compiled kernel, or the error that its import gave."
-    try: return import_module(f"sslpdl_nb.{COMPILED[name]}")
-    except Exception as error: return error                     # not installed, or broken: the caller decides
+    try:
+        return import_module(f"sslpdl_nb.{COMPILED[name]}")
+    except Exception as error:
+        return error  # not installed, or broken: the caller decides
 
 
 @torch.compiler.assume_constant_result
 def choose(
-    device: str,            # cpu | cuda | ...
+    device: str,  # cpu | cuda | ...
     dtype: torch.dtype,
-    width: int,             # channels of a group
-    kernel: tuple,          # (rows, columns)
-) -> str:                   # a key of PLAIN or COMPILED
+    width: int,  # channels of a group
+    kernel: tuple,  # (rows, columns)
+) -> str:  # a key of PLAIN or COMPILED
     "Which implementation computes this."
     name = os.environ.get("SSLPDL_DEFORM", "auto")
     if name not in ("auto", *PLAIN, *COMPILED):
-        raise DataError(mismatch("SSLPDL_DEFORM", f"auto or one of {[*PLAIN, *COMPILED]}", repr(name)))
-    if name in PLAIN: return name
+        raise DataError(
+            mismatch("SSLPDL_DEFORM", f"auto or one of {[*PLAIN, *COMPILED]}", repr(name))
+        )
+    if name in PLAIN:
+        return name
     first = ("cuda" if device == "cuda" else "numba") if name == "auto" else name
     module = compiled(first)
-    problem = f"{type(module).__name__}: {module}" if isinstance(module, Exception) else module.problem(device, dtype, width, kernel)
-    if problem and name != "auto": raise DataError(mismatch(f"SSLPDL_DEFORM={name}", "tensors and an installation that fit it", problem))
-    if problem and device == "cuda": warnings.warn(f"deform_conv: {problem}. Computing by grid_sample, which is several times slower.")
+    problem = (
+        f"{type(module).__name__}: {module}"
+        if isinstance(module, Exception)
+        else module.problem(device, dtype, width, kernel)
+    )
+    if problem and name != "auto":
+        raise DataError(
+            mismatch(f"SSLPDL_DEFORM={name}", "tensors and an installation that fit it", problem)
+        )
+    if problem and device == "cuda":
+        warnings.warn(
+            f"deform_conv: {problem}. Computing by grid_sample, which is several times slower."
+        )
     return "grid_sample" if problem else first
+
 
 # %% ../nbs/05d_layer.ipynb #0edce246
 _ARGUMENTS = "Tensor value, Tensor offset, Tensor mask, int groups, int[] kernel, int[] stride, int[] padding, int[] dilation, float scale, str by"
 
 
-def _pairs(*lists): return tuple(tuple(n) for n in lists)
+def _pairs(*lists):
+    return tuple(tuple(n) for n in lists)
 
 
 @torch.library.custom_op("sslpdl::deform_conv", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
 def aggregate(value, offset, mask, groups, kernel, stride, padding, dilation, scale, by):
-    return compiled(by).forward(value, offset, mask, groups, *_pairs(kernel, stride, padding, dilation), scale)
+    return compiled(by).forward(
+        value, offset, mask, groups, *_pairs(kernel, stride, padding, dilation), scale
+    )
 
 
-@torch.library.custom_op("sslpdl::deform_conv_backward", mutates_args=(), schema=f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
-def aggregate_backward(grad, value, offset, mask, groups, kernel, stride, padding, dilation, scale, by):
-    return compiled(by).backward(grad, value, offset, mask, groups, *_pairs(kernel, stride, padding, dilation), scale)
+@torch.library.custom_op(
+    "sslpdl::deform_conv_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+)
+def aggregate_backward(
+    grad, value, offset, mask, groups, kernel, stride, padding, dilation, scale, by
+):
+    return compiled(by).backward(
+        grad, value, offset, mask, groups, *_pairs(kernel, stride, padding, dilation), scale
+    )
 
 
 @aggregate.register_fake
-def _(value, offset, mask, *rest): return value.new_empty(*offset.shape[:3], value.shape[3])
+def _(value, offset, mask, *rest):
+    return value.new_empty(*offset.shape[:3], value.shape[3])
 
 
 @aggregate_backward.register_fake
-def _(grad, *tensors_and_rest): return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors_and_rest[:3])
+def _(grad, *tensors_and_rest):
+    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors_and_rest[:3])
 
 
 def _keep(ctx, inputs, output):
@@ -105,24 +186,26 @@ def _keep(ctx, inputs, output):
     ctx.rest = inputs[3:]
 
 
-def _gradient(ctx, grad): return (*aggregate_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 7)
+def _gradient(ctx, grad):
+    return (*aggregate_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 7)
 
 
 aggregate.register_autograd(_gradient, setup_context=_keep)
 
+
 # %% ../nbs/05d_layer.ipynb #bc675a45
 def deform_conv(
-    value: Tensor,              # (n, h, w, c) float32, float64, or 16-bit (added up in float32)
-    offset: Tensor,             # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
-    mask: Tensor,               # (n, ho, wo, groups * k) weights of the taps, already normalised
+    value: Tensor,  # (n, h, w, c) float32, float64, or 16-bit (added up in float32)
+    offset: Tensor,  # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
+    mask: Tensor,  # (n, ho, wo, groups * k) weights of the taps, already normalised
     *,
-    groups: int,                # channel groups with offsets of their own
-    kernel_size=3,              # this and the next three: a number or (rows, columns)
+    groups: int,  # channel groups with offsets of their own
+    kernel_size=3,  # this and the next three: a number or (rows, columns)
     stride=1,
     padding=1,
     dilation=1,
     offset_scale: float = 1.0,
-) -> Tensor:                    # (n, ho, wo, c) of the type of value; under autocast see above
+) -> Tensor:  # (n, ho, wo, c) of the type of value; under autocast see above
     "Deformable convolution (the core of DCNv3): each output pixel sums k samples of its own choice, per group."
     kernel, stride, padding, dilation = map(_pair, (kernel_size, stride, padding, dilation))
     device, scale = value.device.type, float(offset_scale)
@@ -131,24 +214,36 @@ def deform_conv(
         value, offset, mask = value.to(dtype), offset.to(dtype), mask.to(dtype)
     _check(value, offset, mask, groups, kernel, stride, padding, dilation)
     dtype = value.dtype
-    if dtype.itemsize == 2 and device != "cuda": value, offset, mask = value.float(), offset.float(), mask.float()
+    if dtype.itemsize == 2 and device != "cuda":
+        value, offset, mask = value.float(), offset.float(), mask.float()
     by = choose(device, value.dtype, value.shape[-1] // groups, kernel)
-    if by in COMPILED: return aggregate(value, offset, mask, groups, kernel, stride, padding, dilation, scale, by).to(dtype)
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+    if by in COMPILED:
+        return aggregate(
+            value, offset, mask, groups, kernel, stride, padding, dilation, scale, by
+        ).to(dtype)
+    with (
+        torch.autocast(device, enabled=False)
+        if torch.amp.is_autocast_available(device)
+        else nullcontext()
+    ):
         parts = [t.float() if dtype.itemsize == 2 else t for t in (value, offset, mask)]
         return PLAIN[by](*parts, groups, kernel, stride, padding, dilation, scale).to(dtype)
 
+
 # %% ../nbs/05d_layer.ipynb #ed39a704
 def tap_softmax(
-    logits: Tensor,     # (..., groups * k)
+    logits: Tensor,  # (..., groups * k)
     groups: int,
-) -> Tensor:            # the same shape; positive, the k numbers of each group add up to one
+) -> Tensor:  # the same shape; positive, the k numbers of each group add up to one
     "A softmax over the taps of each group."
     if logits.device.type != "cpu" or logits.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
         return logits.unflatten(-1, (groups, -1)).softmax(-1).flatten(-2)
-    member = torch.eye(groups, dtype=logits.dtype).repeat_interleave(logits.shape[-1] // groups, 0)     # (groups * k, groups)
+    member = torch.eye(groups, dtype=logits.dtype).repeat_interleave(
+        logits.shape[-1] // groups, 0
+    )  # (groups * k, groups)
     powers = (logits - logits.detach().unflatten(-1, (groups, -1)).amax(-1) @ member.T).exp()
     return powers / (powers @ member @ member.T)
+
 
 # %% ../nbs/05d_layer.ipynb #8ad25a5a
 class DeformConv(nn.Module):
@@ -156,25 +251,35 @@ class DeformConv(nn.Module):
 
     def __init__(
         self,
-        channels: int,              # c
-        groups: int,                # channel groups with offsets of their own
-        kernel_size: int = 3,       # odd, also of the depthwise convolution
+        channels: int,  # c
+        groups: int,  # channel groups with offsets of their own
+        kernel_size: int = 3,  # odd, also of the depthwise convolution
         offset_scale: float = 1.0,  # stretches taps and offsets
     ):
         super().__init__()
-        if channels % groups: raise DataError(mismatch("DeformConv: groups", f"a divisor of the {channels} channels", groups))
+        if channels % groups:
+            raise DataError(
+                mismatch("DeformConv: groups", f"a divisor of the {channels} channels", groups)
+            )
         self.groups, self.kernel_size, self.offset_scale = groups, kernel_size, offset_scale
-        k = kernel_size ** 2
-        self.depthwise = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        k = kernel_size**2
+        self.depthwise = nn.Conv2d(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
+        )
         self.norm, self.act = nn.LayerNorm(channels, eps=1e-6), nn.GELU()
-        self.offset, self.mask = nn.Linear(channels, groups * k * 2), nn.Linear(channels, groups * k)
+        self.offset, self.mask = (
+            nn.Linear(channels, groups * k * 2),
+            nn.Linear(channels, groups * k),
+        )
         self.value, self.out = nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self):
         "Offsets and masks start at zero, the two projections as Xavier says."
-        for layer in (self.offset, self.mask): nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
-        for layer in (self.value, self.out): nn.init.xavier_uniform_(layer.weight), nn.init.zeros_(layer.bias)
+        for layer in (self.offset, self.mask):
+            nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+        for layer in (self.value, self.out):
+            nn.init.xavier_uniform_(layer.weight), nn.init.zeros_(layer.bias)
 
     def look(self, x: Tensor) -> tuple:
         "Where to look and how much: offset (n, h, w, groups * k * 2), mask (n, h, w, groups * k)."
@@ -182,6 +287,12 @@ class DeformConv(nn.Module):
         return self.offset(u), tap_softmax(self.mask(u), self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = deform_conv(self.value(x), *self.look(x), groups=self.groups, kernel_size=self.kernel_size,
-                        padding=self.kernel_size // 2, offset_scale=self.offset_scale)
+        y = deform_conv(
+            self.value(x),
+            *self.look(x),
+            groups=self.groups,
+            kernel_size=self.kernel_size,
+            padding=self.kernel_size // 2,
+            offset_scale=self.offset_scale,
+        )
         return self.out(y)

@@ -2,31 +2,44 @@
 
 A field is base + amplitude * wave(lon, lat), so that a point in the wrong place shows. No model was run for them.
 """
+
 import numpy as np
 import xarray as xr
 
-from sslpdl_nb import derive
-from sslpdl_nb.core import LambertGrid
+from sslpdl_nb.io import derive
+from sslpdl_nb.grids.types import LambertGrid
 
-LEVELS = {100: (16400.0, 210.0, 10.0, 25.0), 500: (5700.0, 260.0, 55.0, 15.0), 850: (1480.0, 283.0, 75.0, 8.0)}      # hPa: gh m, t K, rh %, u m/s
-KMA = LambertGrid(12, 9, 3000.0, -120e3, -60e3)                                                                      # 126 E, 38 N, parallels 30 and 60
+LEVELS = {
+    100: (16400.0, 210.0, 10.0, 25.0),
+    500: (5700.0, 260.0, 55.0, 15.0),
+    850: (1480.0, 283.0, 75.0, 8.0),
+}  # hPa: gh m, t K, rh %, u m/s
+KMA = LambertGrid(12, 9, 3000.0, -120e3, -60e3)  # 126 E, 38 N, parallels 30 and 60
 
 
-def wave(lon, lat): return np.sin(np.radians(5 * lat)) * np.cos(np.radians(3 * lon))
+def wave(lon, lat):
+    return np.sin(np.radians(5 * lat)) * np.cos(np.radians(3 * lon))
 
 
 def truth(lon, lat):
     "The sixteen variables in our units (and a few more at 100 hPa), winds towards east and north."
     w, out = wave(lon, lat), {}
     for p, (gh, t, rh, u) in LEVELS.items():
-        out |= {f"gh{p}": gh + 50 * w, f"t{p}": t + 2 * w, f"rh{p}": rh + 5 * w, f"u{p}": u + 3 * w, f"v{p}": 0.5 * u - 2 * w}
+        out |= {
+            f"gh{p}": gh + 50 * w,
+            f"t{p}": t + 2 * w,
+            f"rh{p}": rh + 5 * w,
+            f"u{p}": u + 3 * w,
+            f"v{p}": 0.5 * u - 2 * w,
+        }
     return out | dict(slp=101300 + 300 * w, t2m=290 + 3 * w, u10=4 + w, v10=-2 + w, rain=2 + w)
 
 
 def message(ec, sample, keys, values):
     "One GRIB message; values from the first row that the file writes."
     m = ec.codes_grib_new_from_samples(sample)
-    for key, value in keys.items(): ec.codes_set(m, key, value)
+    for key, value in keys.items():
+        ec.codes_set(m, key, value)
     ec.codes_set(m, "bitsPerValue", 24)
     ec.codes_set_values(m, np.asarray(values, float).ravel())
     content = ec.codes_get_message(m)
@@ -34,44 +47,111 @@ def message(ec, sample, keys, values):
     return content
 
 
-PARAMETERS = dict(gh=(3, 5), z=(3, 4), t=(0, 0), r=(1, 1), q=(1, 0), dpt=(0, 6), u=(2, 2), v=(2, 3), prmsl=(3, 1), pres=(3, 0), mslma=(3, 198), tp=(1, 8), prate=(1, 7),
-                  ncpcp=(1, 9), acpcp=(1, 10))                  # WMO's tables: category, number; 198 is NCEP's own
+PARAMETERS = dict(
+    gh=(3, 5),
+    z=(3, 4),
+    t=(0, 0),
+    r=(1, 1),
+    q=(1, 0),
+    dpt=(0, 6),
+    u=(2, 2),
+    v=(2, 3),
+    prmsl=(3, 1),
+    pres=(3, 0),
+    mslma=(3, 198),
+    tp=(1, 8),
+    prate=(1, 7),
+    ncpcp=(1, 9),
+    acpcp=(1, 10),
+)  # WMO's tables: category, number; 198 is NCEP's own
 SURFACES = dict(p=100, ground=103, sea=101, surface=1)
 
 
-def grib2(ec, centre, grid, name, values, where=("surface", 0), hour=6, since=None, mean=False, start="2024070100", keys={}):
+def grib2(
+    ec,
+    centre,
+    grid,
+    name,
+    values,
+    where=("surface", 0),
+    hour=6,
+    since=None,
+    mean=False,
+    start="2024070100",
+    keys={},
+):
     "One GRIB 2 message of a quantity by its numbers: an instant, or the span from hour `since`."
     (category, number), (surface, level) = PARAMETERS[name], where
     factor, level = (1, round(10 * level)) if level % 1 else (0, int(level))
-    about = dict(centre=centre, significanceOfReferenceTime=1, dataDate=int(start[:8]), dataTime=100 * int(start[8:]), productDefinitionTemplateNumber=0 if since is None else 8,
-                 discipline=0, parameterCategory=category, parameterNumber=number, typeOfFirstFixedSurface=SURFACES[surface],
-                 scaleFactorOfFirstFixedSurface=factor, scaledValueOfFirstFixedSurface=level)
-    if since is not None: about |= dict(typeOfStatisticalProcessing=0 if mean else 1)
-    return message(ec, "GRIB2", about | grid | dict(stepRange=str(hour) if since is None else f"{since}-{hour}") | keys, values)
+    about = dict(
+        centre=centre,
+        significanceOfReferenceTime=1,
+        dataDate=int(start[:8]),
+        dataTime=100 * int(start[8:]),
+        productDefinitionTemplateNumber=0 if since is None else 8,
+        discipline=0,
+        parameterCategory=category,
+        parameterNumber=number,
+        typeOfFirstFixedSurface=SURFACES[surface],
+        scaleFactorOfFirstFixedSurface=factor,
+        scaledValueOfFirstFixedSurface=level,
+    )
+    if since is not None:
+        about |= dict(typeOfStatisticalProcessing=0 if mean else 1)
+    return message(
+        ec,
+        "GRIB2",
+        about | grid | dict(stepRange=str(hour) if since is None else f"{since}-{hour}") | keys,
+        values,
+    )
 
 
 def world(step=10.0, south=-90.0, north=90.0, west=0.0, east=350.0):
     "Keys of a map in degrees, from north to south, longitudes from 0; its longitudes and latitudes as written."
     lon, lat = np.arange(west, east + step / 2, step), np.arange(north, south - step / 2, -step)
-    keys = dict(gridType="regular_ll", Ni=lon.size, Nj=lat.size, latitudeOfFirstGridPointInDegrees=north, latitudeOfLastGridPointInDegrees=south,
-                longitudeOfFirstGridPointInDegrees=west, longitudeOfLastGridPointInDegrees=east, iDirectionIncrementInDegrees=step, jDirectionIncrementInDegrees=step,
-                jScansPositively=0)
+    keys = dict(
+        gridType="regular_ll",
+        Ni=lon.size,
+        Nj=lat.size,
+        latitudeOfFirstGridPointInDegrees=north,
+        latitudeOfLastGridPointInDegrees=south,
+        longitudeOfFirstGridPointInDegrees=west,
+        longitudeOfLastGridPointInDegrees=east,
+        iDirectionIncrementInDegrees=step,
+        jDirectionIncrementInDegrees=step,
+        jScansPositively=0,
+    )
     return keys, *np.meshgrid(lon, lat)
 
 
 def lambert(grid=KMA, along=1):
     "Keys of a Lambert map, from south to north; its longitudes and latitudes."
     lon, lat = grid.lonlat()
-    keys = dict(gridType="lambert", shapeOfTheEarth=6, Nx=grid.nx, Ny=grid.ny, latitudeOfFirstGridPointInDegrees=float(lat[0, 0]), longitudeOfFirstGridPointInDegrees=float(lon[0, 0]) % 360,
-                LaDInDegrees=grid.parallels[1], LoVInDegrees=grid.lon0 % 360, DxInMetres=grid.dx, DyInMetres=grid.dx, Latin1InDegrees=grid.parallels[0],
-                Latin2InDegrees=grid.parallels[1], jScansPositively=1, uvRelativeToGrid=along)
+    keys = dict(
+        gridType="lambert",
+        shapeOfTheEarth=6,
+        Nx=grid.nx,
+        Ny=grid.ny,
+        latitudeOfFirstGridPointInDegrees=float(lat[0, 0]),
+        longitudeOfFirstGridPointInDegrees=float(lon[0, 0]) % 360,
+        LaDInDegrees=grid.parallels[1],
+        LoVInDegrees=grid.lon0 % 360,
+        DxInMetres=grid.dx,
+        DyInMetres=grid.dx,
+        Latin1InDegrees=grid.parallels[0],
+        Latin2InDegrees=grid.parallels[1],
+        jScansPositively=1,
+        uvRelativeToGrid=along,
+    )
     return keys, lon, lat
 
 
 def along_grid(u, v, lon, grid=KMA):
     "East and north winds as components along a Lambert grid: turned by the cone's share of the way from the central meridian."
     a, b = np.radians(grid.parallels)
-    cone = np.log(np.cos(a) / np.cos(b)) / np.log(np.tan(np.pi / 4 + b / 2) / np.tan(np.pi / 4 + a / 2))
+    cone = np.log(np.cos(a) / np.cos(b)) / np.log(
+        np.tan(np.pi / 4 + b / 2) / np.tan(np.pi / 4 + a / 2)
+    )
     turn = cone * np.radians(lon - grid.lon0)
     return u * np.cos(turn) - v * np.sin(turn), u * np.sin(turn) + v * np.cos(turn)
 
@@ -85,11 +165,15 @@ def specific(t, rh, p):
 def dew_point(t, rh):
     "The temperature at which the air would be saturated, by Newton steps."
     e, td = rh / 100 * derive.saturation_pressure(t), np.array(t)
-    for _ in range(40): td = td - (derive.saturation_pressure(td) - e) / (derive.saturation_pressure(td + 0.5) - derive.saturation_pressure(td - 0.5))
+    for _ in range(40):
+        td = td - (derive.saturation_pressure(td) - e) / (
+            derive.saturation_pressure(td + 0.5) - derive.saturation_pressure(td - 0.5)
+        )
     return td
 
 
 # ------------------------------------------------------------------ the files
+
 
 def gfs(folder, ec):
     "pgrb2: the whole world from north to south; at hour 8 rain since 0 and since 6, both tp, and two prate; at hour 7 the same."
@@ -97,15 +181,27 @@ def gfs(folder, ec):
     q = truth(lon, lat)
     out = []
     for hour in (7, 8):
-        add = lambda name, values, where, **k: out.append(grib2(ec, "kwbc", grid, name, values, where, hour, **k))
+
+        def add(name, values, where, **k):
+            return out.append(grib2(ec, "kwbc", grid, name, values, where, hour, **k))
+
         for p in LEVELS:
-            for ours, name in (("gh", "gh"), ("t", "t"), ("rh", "r"), ("u", "u"), ("v", "v")): add(name, q[f"{ours}{p}"], ("p", p * 100))
-            add("q", specific(q[f"t{p}"], 1.0, p * 100), ("p", p * 100))                # never asked for: the file has r
-        add("prmsl", q["slp"], ("sea", 0)); add("t", q["t2m"], ("ground", 2)); add("u", q["u10"], ("ground", 10)); add("v", q["v10"], ("ground", 10)); add("r", 0 * lat + 60, ("ground", 2))
-        add("tp", q["rain"] * (hour - 6), ("surface", 0), since=6); add("tp", q["rain"] * (hour - 6) + 30, ("surface", 0), since=0)
-        add("prate", 9 + 0 * lat, ("surface", 0)); add("prate", q["rain"] / 3600, ("surface", 0), since=6, mean=True)
-    (folder / "gfs.t00z.pgrb2.0p25.f007").write_bytes(b"".join(out[:len(out) // 2]))
-    (folder / "gfs.t00z.pgrb2.0p25.f008").write_bytes(b"".join(out[len(out) // 2:]))
+            for ours, name in (("gh", "gh"), ("t", "t"), ("rh", "r"), ("u", "u"), ("v", "v")):
+                add(name, q[f"{ours}{p}"], ("p", p * 100))
+            add(
+                "q", specific(q[f"t{p}"], 1.0, p * 100), ("p", p * 100)
+            )  # never asked for: the file has r
+        add("prmsl", q["slp"], ("sea", 0))
+        add("t", q["t2m"], ("ground", 2))
+        add("u", q["u10"], ("ground", 10))
+        add("v", q["v10"], ("ground", 10))
+        add("r", 0 * lat + 60, ("ground", 2))
+        add("tp", q["rain"] * (hour - 6), ("surface", 0), since=6)
+        add("tp", q["rain"] * (hour - 6) + 30, ("surface", 0), since=0)
+        add("prate", 9 + 0 * lat, ("surface", 0))
+        add("prate", q["rain"] / 3600, ("surface", 0), since=6, mean=True)
+    (folder / "gfs.t00z.pgrb2.0p25.f007").write_bytes(b"".join(out[: len(out) // 2]))
+    (folder / "gfs.t00z.pgrb2.0p25.f008").write_bytes(b"".join(out[len(out) // 2 :]))
     return dict(leads=[7, 8])
 
 
@@ -114,10 +210,32 @@ def rdaps_kim(folder, ec):
     grid, lon, lat = lambert()
     q = truth(lon, lat)
     for hour in (5, 6):
-        add = lambda name, values, where, **k: grib2(ec, "rksl", grid, name, values, where, hour, **k)
-        wind = lambda level, where: [add(n, v, where) for n, v in zip("uv", along_grid(q[f"u{level}"], q[f"v{level}"], lon))]
-        high = [m for p in LEVELS for m in (add("gh", q[f"gh{p}"], ("p", p * 100)), add("t", q[f"t{p}"], ("p", p * 100)), add("r", q[f"rh{p}"], ("p", p * 100)), *wind(p, ("p", p * 100)))]
-        low = [add("pres", q["slp"], ("sea", 0)), add("t", q["t2m"], ("ground", 1.5 if hour == 5 else 2)), *wind(10, ("ground", 10)), add("tp", q["rain"] * hour, ("surface", 0), since=0)]
+
+        def add(name, values, where, **k):
+            return grib2(ec, "rksl", grid, name, values, where, hour, **k)
+
+        def wind(level, where):
+            return [
+                add(n, v, where)
+                for n, v in zip("uv", along_grid(q[f"u{level}"], q[f"v{level}"], lon))
+            ]
+
+        high = [
+            m
+            for p in LEVELS
+            for m in (
+                add("gh", q[f"gh{p}"], ("p", p * 100)),
+                add("t", q[f"t{p}"], ("p", p * 100)),
+                add("r", q[f"rh{p}"], ("p", p * 100)),
+                *wind(p, ("p", p * 100)),
+            )
+        ]
+        low = [
+            add("pres", q["slp"], ("sea", 0)),
+            add("t", q["t2m"], ("ground", 1.5 if hour == 5 else 2)),
+            *wind(10, ("ground", 10)),
+            add("tp", q["rain"] * hour, ("surface", 0), since=0),
+        ]
         (folder / f"r030_v040_ne36_pres_h{hour:03}.2024070100.gb2").write_bytes(b"".join(high))
         (folder / f"r030_v040_ne36_unis_h{hour:03}.2024070100.gb2").write_bytes(b"".join(low))
     return dict(leads=[5, 6])
@@ -127,12 +245,21 @@ def hrrr(folder, ec):
     "Lambert, winds along the grid, dew points instead of humidity, NCEP's own sea-level pressure, rain since the start and of the last hour."
     grid, lon, lat = lambert()
     q, out = truth(lon, lat), []
-    add = lambda name, values, where, **k: out.append(grib2(ec, "kwbc", grid, name, values, where, 12, **k))
+
+    def add(name, values, where, **k):
+        return out.append(grib2(ec, "kwbc", grid, name, values, where, 12, **k))
+
     for level, where in [*((p, ("p", p * 100)) for p in LEVELS), (10, ("ground", 10))]:
-        for n, v in zip("uv", along_grid(q[f"u{level}"], q[f"v{level}"], lon)): add(n, v, where)
-    for p in LEVELS: add("gh", q[f"gh{p}"], ("p", p * 100)); add("t", q[f"t{p}"], ("p", p * 100)); add("dpt", dew_point(q[f"t{p}"], q[f"rh{p}"]), ("p", p * 100))
-    add("mslma", q["slp"], ("sea", 0)); add("t", q["t2m"], ("ground", 2))
-    add("tp", q["rain"] * 12 + 5, ("surface", 0), since=0); add("tp", q["rain"], ("surface", 0), since=11)
+        for n, v in zip("uv", along_grid(q[f"u{level}"], q[f"v{level}"], lon)):
+            add(n, v, where)
+    for p in LEVELS:
+        add("gh", q[f"gh{p}"], ("p", p * 100))
+        add("t", q[f"t{p}"], ("p", p * 100))
+        add("dpt", dew_point(q[f"t{p}"], q[f"rh{p}"]), ("p", p * 100))
+    add("mslma", q["slp"], ("sea", 0))
+    add("t", q["t2m"], ("ground", 2))
+    add("tp", q["rain"] * 12 + 5, ("surface", 0), since=0)
+    add("tp", q["rain"], ("surface", 0), since=11)
     (folder / "hrrr.t00z.wrfprsf12.grib2").write_bytes(b"".join(out))
     return dict(leads=[12])
 
@@ -143,11 +270,18 @@ def arpege(folder, ec):
     grid["longitudeOfLastGridPointInDegrees"] = 2.0
     q, out = truth(lon, lat), []
     for hour in (1, 2, 3):
-        add = lambda name, values, where, **k: out.append(grib2(ec, "lfpw", grid, name, values, where, hour, **k))
+
+        def add(name, values, where, **k):
+            return out.append(grib2(ec, "lfpw", grid, name, values, where, hour, **k))
+
         for p in LEVELS:
             add("z", q[f"gh{p}"] * 9.80665, ("p", p * 100))
-            for ours, name in (("t", "t"), ("rh", "r"), ("u", "u"), ("v", "v")): add(name, q[f"{ours}{p}"], ("p", p * 100))
-        add("prmsl", q["slp"], ("sea", 0)); add("t", q["t2m"], ("ground", 2)); add("u", q["u10"], ("ground", 10)); add("v", q["v10"], ("ground", 10))
+            for ours, name in (("t", "t"), ("rh", "r"), ("u", "u"), ("v", "v")):
+                add(name, q[f"{ours}{p}"], ("p", p * 100))
+        add("prmsl", q["slp"], ("sea", 0))
+        add("t", q["t2m"], ("ground", 2))
+        add("u", q["u10"], ("ground", 10))
+        add("v", q["v10"], ("ground", 10))
         out.append(grib2(ec, "kwbc", grid, "tp", q["rain"] * hour, ("surface", 0), hour, since=0))
     (folder / "arpege.grib").write_bytes(b"".join(out))
     return dict(leads=[1, 2, 3])
@@ -157,16 +291,44 @@ def era5(folder, ec):
     "GRIB 1 with ECMWF's local section: analyses at 00 and 01 UTC, rain of each hour in metres from the forecast of 18 UTC the day before."
     grid, lon, lat = world(0.25, 33.0, 39.0, 124.0, 131.0)
     q, high, low = truth(lon, lat), [], []
-    base = dict(setLocalDefinition=1, localDefinitionNumber=1) | {k: v for k, v in grid.items()} | {"class": "ea", "stream": "oper", "expver": "0001"}
+    base = (
+        dict(setLocalDefinition=1, localDefinitionNumber=1)
+        | {k: v for k, v in grid.items()}
+        | {"class": "ea", "stream": "oper", "expver": "0001"}
+    )
     for hour in (0, 1):
         an = base | dict(type="an", dataDate=20240701, dataTime=100 * hour)
         for p in LEVELS:
-            for pid, v in ((129, q[f"gh{p}"] * 9.80665), (130, q[f"t{p}"]), (131, q[f"u{p}"]), (132, q[f"v{p}"]), (133, specific(q[f"t{p}"], q[f"rh{p}"], 100 * p))):
+            for pid, v in (
+                (129, q[f"gh{p}"] * 9.80665),
+                (130, q[f"t{p}"]),
+                (131, q[f"u{p}"]),
+                (132, q[f"v{p}"]),
+                (133, specific(q[f"t{p}"], q[f"rh{p}"], 100 * p)),
+            ):
                 high.append(message(ec, "regular_ll_pl_grib1", an | dict(paramId=pid, level=p), v))
-        for pid, v in ((151, q["slp"]), (167, q["t2m"]), (165, q["u10"]), (166, q["v10"]), (129, 100 * 9.80665 + 0 * lat), (134, 100000 + 0 * lat)):
+        for pid, v in (
+            (151, q["slp"]),
+            (167, q["t2m"]),
+            (165, q["u10"]),
+            (166, q["v10"]),
+            (129, 100 * 9.80665 + 0 * lat),
+            (134, 100000 + 0 * lat),
+        ):
             low.append(message(ec, "regular_ll_sfc_grib1", an | dict(paramId=pid), v))
-        span = dict(timeRangeIndicator=4, P1=5 + hour, P2=6 + hour) if hour else dict(timeRangeIndicator=0, P1=6, P2=0)      # both ways of writing it
-        low.append(message(ec, "regular_ll_sfc_grib1", base | dict(type="fc", dataDate=20240630, dataTime=1800, paramId=228) | span, q["rain"] / 1000))
+        span = (
+            dict(timeRangeIndicator=4, P1=5 + hour, P2=6 + hour)
+            if hour
+            else dict(timeRangeIndicator=0, P1=6, P2=0)
+        )  # both ways of writing it
+        low.append(
+            message(
+                ec,
+                "regular_ll_sfc_grib1",
+                base | dict(type="fc", dataDate=20240630, dataTime=1800, paramId=228) | span,
+                q["rain"] / 1000,
+            )
+        )
     (folder / "pressure-levels.grib").write_bytes(b"".join(high))
     (folder / "single-levels.grib").write_bytes(b"".join(low))
     return dict(leads=[0], times=["2024-07-01T00", "2024-07-01T01"])
@@ -177,24 +339,60 @@ def wrfout(folder, ec):
     lon, lat = KMA.lonlat()
     edges = np.geomspace(101000, 5000, 31)[:, None, None] * np.ones((31, *KMA.shape))
     p = np.sqrt(edges[:-1] * edges[1:])
-    z = np.log(1e5 / p)                                     # temperature and height are linear in it: exact between levels
+    z = np.log(1e5 / p)  # temperature and height are linear in it: exact between levels
     t, rh = 288 - 30 * z, 60.0 + 0 * z
     q = specific(t, rh, p)
     n = np.array([0.0, 1.0])[:, None, None, None]
     heights = 7000 * np.log(1e5 / edges) + 100
     d = ("Time", "bottom_top", "south_north", "west_east")
-    two = lambda a: np.stack([a, a])
-    flat = lambda v: (("Time", "south_north", "west_east"), two(v + 0 * lat))
-    ds = xr.Dataset(dict(
-        Times=("Time", np.array([b"2024-07-01_01:00:00", b"2024-07-01_02:00:00"])), XLAT=flat(lat), XLONG=flat(lon), P=(d, two(p - 9e4)), PB=(d, two(0 * p + 9e4)),
-        T=(d, two(t * (1e5 / p) ** (2 / 7) - 300)), QVAPOR=(d, two(q / (1 - q))), PH=((d[0], "bottom_top_stag", *d[2:]), two(0.1 * heights * 9.80665)),
-        PHB=((d[0], "bottom_top_stag", *d[2:]), two(0.9 * heights * 9.80665)), U=((*d[:3], "west_east_stag"), two(np.concatenate([8 + 0 * z, 8 + 0 * z[..., :1]], 2))),
-        V=((*d[:2], "south_north_stag", "west_east"), two(np.concatenate([-3 + 0 * z, -3 + 0 * z[:, :1]], 1))), T2=flat(290.0), U10=flat(4.0), V10=flat(-2.0),
-        PSFC=flat(100500.0), HGT=flat(50.0), RAINC=(("Time", *d[2:]), (n[:, 0] + 1) * (0.5 + 0 * lat)), RAINNC=(("Time", *d[2:]), (n[:, 0] + 1) * (1.5 + 0 * lat))),
-        attrs=dict(SIMULATION_START_DATE="2024-07-01_00:00:00", MAP_PROJ=1, TRUELAT1=30.0, TRUELAT2=60.0, STAND_LON=126.0, MOAD_CEN_LAT=38.0))
-    for name, unit in dict(T2="K", U10="m s-1", V10="m s-1", PSFC="Pa", HGT="m", RAINNC="mm", RAINC="mm").items(): ds[name].attrs["units"] = unit
+
+    def two(a):
+        return np.stack([a, a])
+
+    def flat(v):
+        return (("Time", "south_north", "west_east"), two(v + 0 * lat))
+
+    ds = xr.Dataset(
+        dict(
+            Times=("Time", np.array([b"2024-07-01_01:00:00", b"2024-07-01_02:00:00"])),
+            XLAT=flat(lat),
+            XLONG=flat(lon),
+            P=(d, two(p - 9e4)),
+            PB=(d, two(0 * p + 9e4)),
+            T=(d, two(t * (1e5 / p) ** (2 / 7) - 300)),
+            QVAPOR=(d, two(q / (1 - q))),
+            PH=((d[0], "bottom_top_stag", *d[2:]), two(0.1 * heights * 9.80665)),
+            PHB=((d[0], "bottom_top_stag", *d[2:]), two(0.9 * heights * 9.80665)),
+            U=((*d[:3], "west_east_stag"), two(np.concatenate([8 + 0 * z, 8 + 0 * z[..., :1]], 2))),
+            V=(
+                (*d[:2], "south_north_stag", "west_east"),
+                two(np.concatenate([-3 + 0 * z, -3 + 0 * z[:, :1]], 1)),
+            ),
+            T2=flat(290.0),
+            U10=flat(4.0),
+            V10=flat(-2.0),
+            PSFC=flat(100500.0),
+            HGT=flat(50.0),
+            RAINC=(("Time", *d[2:]), (n[:, 0] + 1) * (0.5 + 0 * lat)),
+            RAINNC=(("Time", *d[2:]), (n[:, 0] + 1) * (1.5 + 0 * lat)),
+        ),
+        attrs=dict(
+            SIMULATION_START_DATE="2024-07-01_00:00:00",
+            MAP_PROJ=1,
+            TRUELAT1=30.0,
+            TRUELAT2=60.0,
+            STAND_LON=126.0,
+            MOAD_CEN_LAT=38.0,
+        ),
+    )
+    for name, unit in dict(
+        T2="K", U10="m s-1", V10="m s-1", PSFC="Pa", HGT="m", RAINNC="mm", RAINC="mm"
+    ).items():
+        ds[name].attrs["units"] = unit
     ds.to_netcdf(folder / "wrfout_d01_2024-07-01_01:00:00")
     return dict(leads=[1, 2])
 
 
-BUILT = dict(zip(("gfs", "rdaps-kim", "hrrr", "arpege", "era5"), (gfs, rdaps_kim, hrrr, arpege, era5)))
+BUILT = dict(
+    zip(("gfs", "rdaps-kim", "hrrr", "arpege", "era5"), (gfs, rdaps_kim, hrrr, arpege, era5))
+)

@@ -1,4 +1,5 @@
 "Grad-CAM: known answers, layouts, frozen parts, and nothing left behind."
+
 import copy
 
 import pytest
@@ -6,11 +7,20 @@ import torch
 from torch import nn
 
 from sslpdl_nb.core import DataError
-from sslpdl_nb.gradcam import GradCAM, channels_first, randomise, rank_correlation, sanity_check, stretch, weighted_map
+from sslpdl_nb.gradcam import (
+    GradCAM,
+    channels_first,
+    randomise,
+    rank_correlation,
+    sanity_check,
+    stretch,
+    weighted_map,
+)
 
 
 class Net(nn.Module):
     "A small segmentation network with one inner layer in either layout."
+
     def __init__(self, channels_last=False):
         super().__init__()
         self.last = channels_last
@@ -37,26 +47,33 @@ def pair():
 
 
 def explain(net, layer, *args):
-    with GradCAM(net, layer) as e: return e.cam(*args)
+    with GradCAM(net, layer) as e:
+        return e.cam(*args)
 
 
 def test_range_shape_and_both_layouts(pair, x):
     mask = torch.ones(16, 8)
     a, b = (explain(net, "deep", x, 1, mask) for net in pair)
-    assert a.shape == (3, 16, 8) and a.min() >= 0 and a.max() <= 1 and torch.allclose(a, b, atol=1e-6)
+    assert (
+        a.shape == (3, 16, 8) and a.min() >= 0 and a.max() <= 1 and torch.allclose(a, b, atol=1e-6)
+    )
     assert not a.requires_grad
 
 
 def test_samples_do_not_see_each_other(pair, x):
     mask = torch.rand(3, 16, 8) > 0.5
     together = explain(pair[0], "deep", x, 2, mask)
-    alone = torch.cat([explain(pair[0], "deep", x[i:i + 1], 2, mask[i:i + 1]) for i in range(3)])
+    alone = torch.cat(
+        [explain(pair[0], "deep", x[i : i + 1], 2, mask[i : i + 1]) for i in range(3)]
+    )
     assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_default_mask_is_the_predicted_class(pair, x):
     net = pair[0].eval()
-    assert torch.allclose(explain(net, "deep", x, 0), explain(net, "deep", x, 0, net(x).argmax(1) == 0))
+    assert torch.allclose(
+        explain(net, "deep", x, 0), explain(net, "deep", x, 0, net(x).argmax(1) == 0)
+    )
 
 
 def test_a_class_that_is_never_predicted_gives_zeros(pair, x):
@@ -70,14 +87,18 @@ def test_a_class_that_is_never_predicted_gives_zeros(pair, x):
 def test_frozen_or_not_is_the_same(pair, x, freeze):
     net, free = pair[0], copy.deepcopy(pair[0])
     net.encoder.requires_grad_(not freeze)
-    assert torch.allclose(explain(net, "encoder", x, 1, torch.ones(16, 8)), explain(free, "encoder", x, 1, torch.ones(16, 8)))
+    assert torch.allclose(
+        explain(net, "encoder", x, 1, torch.ones(16, 8)),
+        explain(free, "encoder", x, 1, torch.ones(16, 8)),
+    )
 
 
 def test_nothing_stays_behind(pair, x):
     net = pair[0].train()
     net.encoder[2].eval()
     before = copy.deepcopy(net.state_dict())
-    with torch.no_grad(): explain(net, net.deep, x, 1)
+    with torch.no_grad():
+        explain(net, net.deep, x, 1)
     assert all(not m._forward_hooks for m in net.modules())
     assert all(p.grad is None for p in net.parameters())
     assert net.training and not net.encoder[2].training and net.encoder[0].training
@@ -87,20 +108,29 @@ def test_nothing_stays_behind(pair, x):
 def test_hook_is_removed_after_an_error(pair, x):
     net = pair[0]
     with pytest.raises(RuntimeError):
-        with GradCAM(net, "deep") as e: e.cam(x[:, :2], 1)
+        with GradCAM(net, "deep") as e:
+            e.cam(x[:, :2], 1)
     assert not net.deep._forward_hooks
 
 
 def test_logits_are_unchanged_inside(pair, x):
     net = pair[0].eval()
-    with GradCAM(net, "deep"): inside = net(x)
+    with GradCAM(net, "deep"):
+        inside = net(x)
     assert torch.equal(inside, net(x))
 
 
-@pytest.mark.parametrize("call", [
-    lambda net, x: explain(net, "depe", x, 1), lambda net, x: explain(net, nn.Identity(), x, 1),
-    lambda net, x: explain(net, "deep", x, 3), lambda net, x: explain(net, "deep", x, -1),
-    lambda net, x: explain(net, "deep", x, 1, torch.ones(3, 3)), lambda net, x: GradCAM(net, "deep").cam(x, 1)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, x: explain(net, "depe", x, 1),
+        lambda net, x: explain(net, nn.Identity(), x, 1),
+        lambda net, x: explain(net, "deep", x, 3),
+        lambda net, x: explain(net, "deep", x, -1),
+        lambda net, x: explain(net, "deep", x, 1, torch.ones(3, 3)),
+        lambda net, x: GradCAM(net, "deep").cam(x, 1),
+    ],
+)
 def test_bad_requests_are_refused(pair, x, call):
     with pytest.raises(DataError, match="expected .* found"):
         call(pair[0], x)
@@ -111,16 +141,22 @@ def test_a_layer_that_does_not_lead_to_the_logits(x):
         def __init__(self):
             super().__init__()
             self.side, self.head = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 3, 1)
+
         def forward(self, x):
             self.side(x)
             return self.head(x)
+
     with pytest.raises(DataError, match="path from layer to logits"):
         explain(Cut(), "side", x, 0, torch.ones(16, 8))
 
 
 def test_layout_of_odd_shapes():
-    assert channels_first(torch.zeros(1, 128, 4, 2), (64, 32)) and not channels_first(torch.zeros(1, 4, 2, 128), (64, 32))
-    assert not channels_first(torch.zeros(1, 14, 8, 512), (224, 128)) and channels_first(torch.zeros(1, 256, 28, 16), (224, 128))
+    assert channels_first(torch.zeros(1, 128, 4, 2), (64, 32)) and not channels_first(
+        torch.zeros(1, 4, 2, 128), (64, 32)
+    )
+    assert not channels_first(torch.zeros(1, 14, 8, 512), (224, 128)) and channels_first(
+        torch.zeros(1, 256, 28, 16), (224, 128)
+    )
     with pytest.raises(DataError, match="layout"):
         channels_first(torch.zeros(1, 8, 8, 8), (16, 16))
 
@@ -135,20 +171,25 @@ def test_formula():
 def test_rank_correlation_against_scipy():
     stats = pytest.importorskip("scipy.stats")
     a, b = torch.randint(0, 4, (2, 1, 5, 6)).float()
-    assert abs(float(rank_correlation(a, b)) - stats.spearmanr(a.flatten(), b.flatten()).statistic) < 1e-9
+    assert (
+        abs(float(rank_correlation(a, b)) - stats.spearmanr(a.flatten(), b.flatten()).statistic)
+        < 1e-9
+    )
 
 
 def test_what_all_classes_share_changes_nothing(pair, x):
     net, mask = pair[0].eval(), torch.ones(16, 8)
     before = explain(net, "deep", x, 1, mask)
-    net.head.weight.data += torch.randn(6)[:, None, None]          # the same for all classes
+    net.head.weight.data += torch.randn(6)[:, None, None]  # the same for all classes
     assert torch.allclose(explain(net, "deep", x, 1, mask), before, atol=1e-4)
 
 
 def test_empty_maps_prove_nothing(pair, x):
     net = pair[0].eval()
-    for p in (net.encoder[0].weight, net.encoder[0].bias): nn.init.zeros_(p)          # nothing to see: all maps are zero
-    with pytest.raises(DataError, match="empty maps"): sanity_check(net, "deep", x, 1, torch.ones(3, 16, 8), ["head"])
+    for p in (net.encoder[0].weight, net.encoder[0].bias):
+        nn.init.zeros_(p)  # nothing to see: all maps are zero
+    with pytest.raises(DataError, match="empty maps"):
+        sanity_check(net, "deep", x, 1, torch.ones(3, 16, 8), ["head"])
 
 
 def test_sanity_check_leaves_the_model_alone(pair, x):

@@ -1,4 +1,5 @@
 "Masking: cubes, masks, the embedding and the loss."
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,8 +7,18 @@ from hypothesis import strategies as st
 
 from sslpdl_nb.core import DataError, get_config
 from sslpdl_nb.masking import (
-    MaskedAutoencoder, MaskedEmbed, block_mask, masked_loss, mean_guess, nearest_guess, patchify, pixel_mask, random_mask, unpatchify,
-    variable_mask, visible_mean_guess,
+    MaskedAutoencoder,
+    MaskedEmbed,
+    block_mask,
+    masked_loss,
+    mean_guess,
+    nearest_guess,
+    patchify,
+    pixel_mask,
+    random_mask,
+    unpatchify,
+    variable_mask,
+    visible_mean_guess,
 )
 
 TINY = get_config("small", image_size=(16, 8), patch_size=4)
@@ -25,18 +36,22 @@ def test_unpatchify_inverts_patchify(b, g, i, j, t, p):
 
 def test_token_order_is_group_row_column():
     x = torch.zeros(1, 8, 8, 4)
-    x[0, 4:, 4:, :] = 1                       # second group, lower half
+    x[0, 4:, 4:, :] = 1  # second group, lower half
     tokens = patchify(x, 4, 4).mean(-1)[0]
     assert tokens.tolist() == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("shape, t, p", [((1, 15, 8, 8), 4, 4), ((1, 16, 9, 8), 4, 4), ((1, 16, 8, 6), 4, 4)])
+@pytest.mark.parametrize(
+    "shape, t, p", [((1, 15, 8, 8), 4, 4), ((1, 16, 9, 8), 4, 4), ((1, 16, 8, 6), 4, 4)]
+)
 def test_shapes_that_do_not_divide(shape, t, p):
-    with pytest.raises(DataError, match="multiples"): patchify(torch.zeros(shape), t, p)
+    with pytest.raises(DataError, match="multiples"):
+        patchify(torch.zeros(shape), t, p)
 
 
 def test_unpatchify_wants_the_right_number_of_tokens():
-    with pytest.raises(DataError, match="unpatchify"): unpatchify(torch.zeros(1, 3, 4), 1, 2, (1, 4, 4))
+    with pytest.raises(DataError, match="unpatchify"):
+        unpatchify(torch.zeros(1, 3, 4), 1, 2, (1, 4, 4))
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,19 +64,28 @@ def test_mask_counts_are_exact(b, n, ratio):
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
 def test_impossible_ratio(ratio):
-    with pytest.raises(DataError, match="ratio"): random_mask(1, 4, ratio)
+    with pytest.raises(DataError, match="ratio"):
+        random_mask(1, 4, ratio)
 
 
 def test_samples_get_different_masks_and_seeds_repeat_them():
-    g = lambda: torch.Generator().manual_seed(3)
+    def g():
+        return torch.Generator().manual_seed(3)
+
     mask = random_mask(8, 64, 0.5, g())
     assert len({tuple(row.tolist()) for row in mask}) == 8
     assert torch.equal(mask, random_mask(8, 64, 0.5, g()))
 
 
 def test_structured_masks():
-    variables, places = variable_mask(3, (4, 2, 5), 0.5).view(3, 4, 10), block_mask(3, (4, 2, 5), 0.4).view(3, 4, 10)
-    assert set(variables.sum(2).flatten().tolist()) == {0.0, 10.0} and (variables.mean(2).sum(1) == 2).all()
+    variables, places = (
+        variable_mask(3, (4, 2, 5), 0.5).view(3, 4, 10),
+        block_mask(3, (4, 2, 5), 0.4).view(3, 4, 10),
+    )
+    assert (
+        set(variables.sum(2).flatten().tolist()) == {0.0, 10.0}
+        and (variables.mean(2).sum(1) == 2).all()
+    )
     assert (places == places[:, :1]).all() and (places[:, 0].sum(1) == 4).all()
 
 
@@ -82,8 +106,10 @@ def test_embedding_cannot_see_hidden_numbers():
 
 
 def test_embedding_refuses_another_size():
-    with pytest.raises(DataError, match="MaskedEmbed"): MaskedEmbed(TINY)(torch.zeros(1, 16, 8, 16), torch.zeros(1, 32))
-    with pytest.raises(DataError, match="multiples"): MaskedEmbed(get_config("small", image_size=(15, 8)))
+    with pytest.raises(DataError, match="MaskedEmbed"):
+        MaskedEmbed(TINY)(torch.zeros(1, 16, 8, 16), torch.zeros(1, 32))
+    with pytest.raises(DataError, match="multiples"):
+        MaskedEmbed(get_config("small", image_size=(15, 8)))
 
 
 def test_autoencoder_trains_every_parameter():
@@ -92,7 +118,7 @@ def test_autoencoder_trains_every_parameter():
     model = MaskedAutoencoder(config)
     x, mask = torch.randn(2, 16, 32, 32), random_mask(2, 256, 0.75)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    for _ in range(3):      # offsets start at zero, so some gradients only appear after the first step
+    for _ in range(3):  # offsets start at zero, so some gradients only appear after the first step
         optimizer.zero_grad()
         masked_loss(model(x, mask), x, mask, 4, 4).backward()
         optimizer.step()
@@ -104,8 +130,13 @@ def test_guesses():
     x, mask = torch.randn(2, 4, 4, 4), torch.zeros(2, 8)
     assert not mean_guess(x, mask, 2, 2).any()
     assert torch.allclose(visible_mean_guess(x, mask, 2, 2)[:, :, 0, 0], x.mean((2, 3)), atol=1e-6)
-    assert not visible_mean_guess(x, torch.ones(2, 8), 2, 2).any()      # nothing visible: the training mean
-    assert torch.equal(nearest_guess(x, torch.zeros(2, 8), 2, 2), x) and not nearest_guess(x, torch.ones(2, 8), 2, 2).any()
+    assert not visible_mean_guess(
+        x, torch.ones(2, 8), 2, 2
+    ).any()  # nothing visible: the training mean
+    assert (
+        torch.equal(nearest_guess(x, torch.zeros(2, 8), 2, 2), x)
+        and not nearest_guess(x, torch.ones(2, 8), 2, 2).any()
+    )
 
 
 def test_nearest_pixel_of_every_variable_by_brute_force():

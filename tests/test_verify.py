@@ -1,4 +1,5 @@
 "Scores: exact answers, identities, merging, the `scores` library as judge, and odd input."
+
 import warnings
 
 import numpy as np
@@ -9,8 +10,30 @@ from hypothesis import strategies as st
 from sslpdl_nb import verify
 from sslpdl_nb.core import DataError
 from sslpdl_nb.verify import (
-    SCORES, Contingency, Reliability, best_cut, bias, bootstrap_days, brier, brier_skill, confusion, contingency, count_events,
-    csi, decompose, ets, f1, group_counts, hss, iou, miou, per_lead_time, precision, recall, reliability, score_table,
+    SCORES,
+    Contingency,
+    Reliability,
+    best_cut,
+    bias,
+    bootstrap_days,
+    brier,
+    brier_skill,
+    confusion,
+    contingency,
+    count_events,
+    csi,
+    decompose,
+    ets,
+    f1,
+    group_counts,
+    hss,
+    iou,
+    miou,
+    per_lead_time,
+    precision,
+    recall,
+    reliability,
+    score_table,
 )
 
 counts = st.builds(Contingency, *[st.integers(0, 10_000)] * 4)
@@ -35,10 +58,12 @@ def test_identities_and_ranges(a, b):
     c = a + b
     assert c.total == a.total + b.total and c == b + a
     if c.hits:
-        assert np.isclose(f1(c), 2 * csi(c) / (1 + csi(c))) and np.isclose(bias(c), recall(c) / precision(c))
+        assert np.isclose(f1(c), 2 * csi(c) / (1 + csi(c))) and np.isclose(
+            bias(c), recall(c) / precision(c)
+        )
         assert np.isclose(csi(c), 1 / (1 / precision(c) + 1 / recall(c) - 1))
         assert ets(c) <= csi(c) + 1e-12 or np.isnan(ets(c))
-    for name, low, high in (("CSI", 0, 1), ("F1", 0, 1), ("ETS", -1/3, 1), ("HSS", -1, 1)):
+    for name, low, high in (("CSI", 0, 1), ("F1", 0, 1), ("ETS", -1 / 3, 1), ("HSS", -1, 1)):
         value = SCORES[name](c)
         assert np.isnan(value) or low - 1e-9 <= value <= high + 1e-9
 
@@ -51,10 +76,20 @@ def test_against_the_scores_library(fields, threshold):
     f[0, 0], o[1, 2] = np.nan, np.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = categorical.ThresholdEventOperator(default_event_threshold=threshold).make_contingency_manager(
-            *(xr.DataArray(a, dims=("t", "y", "x")) for a in (f, o))).transform()
-        names = dict(CSI="critical_success_index", bias="frequency_bias", F1="f1_score", precision="precision", recall="recall",
-                     ETS="equitable_threat_score", HSS="heidke_skill_score")
+        theirs = (
+            categorical.ThresholdEventOperator(default_event_threshold=threshold)
+            .make_contingency_manager(*(xr.DataArray(a, dims=("t", "y", "x")) for a in (f, o)))
+            .transform()
+        )
+        names = dict(
+            CSI="critical_success_index",
+            bias="frequency_bias",
+            F1="f1_score",
+            precision="precision",
+            recall="recall",
+            ETS="equitable_threat_score",
+            HSS="heidke_skill_score",
+        )
         expected = {ours: float(getattr(theirs, name)()) for ours, name in names.items()}
     c = contingency(f, o, threshold)
     for name, value in expected.items():
@@ -66,27 +101,47 @@ def test_brier_against_the_scores_library():
     probability = pytest.importorskip("scores.probability")
     rng = np.random.default_rng(0)
     p, o = rng.random(500), rng.random(500) < 0.3
-    theirs = probability.brier_score(xr.DataArray(p, dims="i"), xr.DataArray(o.astype(float), dims="i"))
+    theirs = probability.brier_score(
+        xr.DataArray(p, dims="i"), xr.DataArray(o.astype(float), dims="i")
+    )
     assert np.isclose(brier(p, o), float(theirs))
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, np.nan])
 def test_uniform_fields(value):
     c = contingency(np.full((3, 4), value), np.full((3, 4), value), 0.1)
-    assert c == (Contingency() if np.isnan(value) else Contingency(12) if value else Contingency(correct_negatives=12))
+    assert c == (
+        Contingency()
+        if np.isnan(value)
+        else Contingency(12)
+        if value
+        else Contingency(correct_negatives=12)
+    )
     assert all(np.isnan(s(c)) or s(c) == 1 for s in SCORES.values())
 
 
 def test_one_pixel_and_none():
-    assert contingency(0.1, 0.1, 0.1) == Contingency(1) and contingency(np.zeros(0), np.zeros(0), 0.1) == Contingency()
+    assert (
+        contingency(0.1, 0.1, 0.1) == Contingency(1)
+        and contingency(np.zeros(0), np.zeros(0), 0.1) == Contingency()
+    )
     assert contingency([10.0], [9.999], 10) == Contingency(false_alarms=1)
 
 
-@pytest.mark.parametrize("call", [
-    lambda: contingency(np.zeros((2, 3)), np.zeros((3, 2)), 1), lambda: count_events(np.zeros(2), np.zeros(3)),
-    lambda: confusion(np.zeros(2), np.zeros(3)), lambda: confusion([0, 3], [0, 1]), lambda: brier([0.5], [1, 0]),
-    lambda: reliability([0.5], [1, 0]), lambda: reliability([1.5], [1]), lambda: reliability([0.5], [1], 5) + reliability([0.5], [1], 6),
-    lambda: group_counts(Contingency(*np.ones((4, 3), int)), [1, 2])])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: contingency(np.zeros((2, 3)), np.zeros((3, 2)), 1),
+        lambda: count_events(np.zeros(2), np.zeros(3)),
+        lambda: confusion(np.zeros(2), np.zeros(3)),
+        lambda: confusion([0, 3], [0, 1]),
+        lambda: brier([0.5], [1, 0]),
+        lambda: reliability([0.5], [1, 0]),
+        lambda: reliability([1.5], [1]),
+        lambda: reliability([0.5], [1], 5) + reliability([0.5], [1], 6),
+        lambda: group_counts(Contingency(*np.ones((4, 3), int)), [1, 2]),
+    ],
+)
 def test_bad_input_is_refused(call):
     with pytest.raises(DataError, match="expected .* found"):
         call()
@@ -109,7 +164,9 @@ def test_heavy_iou_is_csi(fields):
     f, o = (np.digitize(a, (0.1, 10.0)) for a in fields)
     assert np.isclose(iou(confusion(f, o))[2], csi(contingency(*fields, 10.0)))
     assert miou(confusion(o, o)) == 1 and np.isnan(miou(np.zeros((3, 3))))
-    assert np.isnan(iou(confusion([0], [0]))[1]) and confusion([-1, np.nan, 0], [0, 0, -1]).sum() == 0
+    assert (
+        np.isnan(iou(confusion([0], [0]))[1]) and confusion([-1, np.nan, 0], [0, 0, -1]).sum() == 0
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -118,19 +175,34 @@ def test_decomposition_is_exact_for_few_probabilities(cases):
     p, o = np.array([c[0] for c in cases]) / 10, np.array([c[1] for c in cases], float)
     parts = decompose(reliability(p, o, bins=11))
     assert np.isclose(parts["brier"], brier(p, o)) and abs(parts["within"]) < 1e-9
-    assert np.isclose(parts["reliability"] - parts["resolution"] + parts["uncertainty"], parts["brier"])
+    assert np.isclose(
+        parts["reliability"] - parts["resolution"] + parts["uncertainty"], parts["brier"]
+    )
 
 
 def test_reliability_merges_and_bounds():
     rng = np.random.default_rng(1)
     p, o = rng.random(300), rng.random(300) < 0.2
     a, b, whole = reliability(p[:100], o[:100]), reliability(p[100:], o[100:]), reliability(p, o)
-    assert all(np.allclose(getattr(a + b, k), getattr(whole, k)) for k in ("count", "p_sum", "o_sum", "error_sum"))
+    assert all(
+        np.allclose(getattr(a + b, k), getattr(whole, k))
+        for k in ("count", "p_sum", "o_sum", "error_sum")
+    )
     assert reliability([0.0, 1.0], [0, 1], 4).count.tolist() == [1, 0, 0, 1]
-    assert reliability([0.0, 0.005, 0.01, 1.0], [0, 0, 1, 1], [0, 0.01, 0.1, 1]).count.tolist() == [2, 1, 1]
-    assert np.array_equal(reliability(p, o, [0, 0.25, 0.5, 0.75, 1]).o_sum, reliability(p, o, 4).o_sum)
+    assert reliability([0.0, 0.005, 0.01, 1.0], [0, 0, 1, 1], [0, 0.01, 0.1, 1]).count.tolist() == [
+        2,
+        1,
+        1,
+    ]
+    assert np.array_equal(
+        reliability(p, o, [0, 0.25, 0.5, 0.75, 1]).o_sum, reliability(p, o, 4).o_sum
+    )
     assert np.isnan(decompose(reliability([np.nan], [1]))["brier"])
-    assert isinstance(a + b, Reliability) and brier_skill(0.0, 0.2) == 1 and np.isnan(brier_skill(0.1, 0.0))
+    assert (
+        isinstance(a + b, Reliability)
+        and brier_skill(0.0, 0.2) == 1
+        and np.isnan(brier_skill(0.1, 0.0))
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -140,7 +212,11 @@ def test_best_cut_is_the_best(seed):
     p, o = rng.random(50).round(2), rng.random(50) < 0.3
     cuts = np.arange(1, 100) / 100
     scores = [csi(count_events(p >= c, o)) for c in cuts]
-    assert csi(count_events(p >= best_cut(p, o, cuts), o)) == np.nanmax(scores) if np.isfinite(scores).any() else True
+    assert (
+        csi(count_events(p >= best_cut(p, o, cuts), o)) == np.nanmax(scores)
+        if np.isfinite(scores).any()
+        else True
+    )
 
 
 def test_best_cut_ignores_the_unknown():
@@ -169,7 +245,11 @@ def test_bootstrap(fields):
 def test_bootstrap_needs_the_same_pixels(fields):
     f, o = fields
     with pytest.raises(DataError, match="same observed pixels"):
-        bootstrap_days(contingency(f, o, 1.0, axis=(1, 2)), contingency(f[:, :-1], o[:, :-1], 1.0, axis=(1, 2)), np.arange(6))
+        bootstrap_days(
+            contingency(f, o, 1.0, axis=(1, 2)),
+            contingency(f[:, :-1], o[:, :-1], 1.0, axis=(1, 2)),
+            np.arange(6),
+        )
 
 
 def test_bootstrap_of_an_event_that_never_happens():
@@ -179,8 +259,13 @@ def test_bootstrap_of_an_event_that_never_happens():
 
 def test_module_needs_core_only():
     from pathlib import Path
+
     source = Path(verify.__file__).read_text()
-    assert {line.split()[1] for line in source.splitlines() if line.startswith(("from sslpdl", "from .", "import sslpdl"))} <= {"sslpdl_nb.core", ".core"}
+    assert {
+        line.split()[1]
+        for line in source.splitlines()
+        if line.startswith(("from sslpdl", "from .", "import sslpdl"))
+    } <= {"sslpdl_nb.core", ".core"}
 
 
 def test_best_cut_without_an_event_is_never():
@@ -188,6 +273,9 @@ def test_best_cut_without_an_event_is_never():
 
 
 def test_what_is_no_probability_and_no_decision_is_refused():
-    with pytest.raises(DataError, match="from 0 to 1, found 0 to 80"): brier([30, 80], [0, 1])
-    with pytest.raises(DataError, match="count_events: forecast.*NaN"): count_events([np.nan, 1], [1, 1])
-    with pytest.raises(DataError, match="count_events: observed.*NaN"): count_events([1, 1], [np.nan, 1])
+    with pytest.raises(DataError, match="from 0 to 1, found 0 to 80"):
+        brier([30, 80], [0, 1])
+    with pytest.raises(DataError, match="count_events: forecast.*NaN"):
+        count_events([np.nan, 1], [1, 1])
+    with pytest.raises(DataError, match="count_events: observed.*NaN"):
+        count_events([1, 1], [np.nan, 1])

@@ -1,4 +1,5 @@
 "Drawing: right numbers in, right picture out, and no crash on odd input."
+
 import importlib.util
 import io
 import json
@@ -17,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslpdl_nb import viz
-from sslpdl_nb.core import CLASS_EDGES, NWP_GRID, QPE_GRID, VARIABLES, DataError, GridError, LambertGrid, rain_class
+from sslpdl_nb.core import CLASS_EDGES, VARIABLES, DataError, GridError, rain_class
+from sslpdl_nb.grids.types import NWP_GRID, QPE_GRID, LambertGrid
 
 GRID = LambertGrid(nx=4, ny=6, dx=60e3, x0=-100e3, y0=-200e3)
 MAKER = Path(__file__).parent.parent / "data_samples" / "make_coastlines.py"
@@ -31,7 +33,9 @@ def close():
 
 @pytest.fixture
 def no_network(monkeypatch):
-    def refuse(*args): raise AssertionError("a figure asked for the network")
+    def refuse(*args):
+        raise AssertionError("a figure asked for the network")
+
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
@@ -43,7 +47,15 @@ def test_maps_draw_without_network(no_network, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["map.png"]
 
 
-@pytest.mark.parametrize("field", [np.full(GRID.shape, np.nan), np.zeros(GRID.shape), np.full(GRID.shape, 1e6), -np.ones(GRID.shape)])
+@pytest.mark.parametrize(
+    "field",
+    [
+        np.full(GRID.shape, np.nan),
+        np.zeros(GRID.shape),
+        np.full(GRID.shape, 1e6),
+        -np.ones(GRID.shape),
+    ],
+)
 def test_odd_fields_draw(field):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -57,15 +69,30 @@ def test_odd_fields_draw(field):
 @pytest.mark.parametrize("south", [False, True])
 def test_maps_of_both_hemispheres_are_whole(south):
     from shapely import MultiPoint, Polygon
+
     sign = -1 if south else 1
-    grid = LambertGrid(60, 60, 60e3, -1800e3, -1800e3, lon0=135.0, lat0=sign * 25.0, parallels=(sign * 20.0, sign * 40.0))
+    grid = LambertGrid(
+        60,
+        60,
+        60e3,
+        -1800e3,
+        -1800e3,
+        lon0=135.0,
+        lat0=sign * 25.0,
+        parallels=(sign * 20.0, sign * 40.0),
+    )
     west, east, low, high = viz.grid_extent(grid)
-    assert Polygon(viz.projection(grid).boundary.coords).contains(MultiPoint([(x, y) for x in (west, east) for y in (low, high)]))
+    assert Polygon(viz.projection(grid).boundary.coords).contains(
+        MultiPoint([(x, y) for x in (west, east) for y in (low, high)])
+    )
 
 
 def test_standardised_colours_say_that_values_go_beyond():
     fig, axes = viz.panels(1, 2)
-    bars = [viz.colorbar(fig, viz.draw_variable(ax, np.full((4, 4), 7.0), "t850", standardised=s), ax) for ax, s in zip(axes[0], (True, False))]
+    bars = [
+        viz.colorbar(fig, viz.draw_variable(ax, np.full((4, 4), 7.0), "t850", standardised=s), ax)
+        for ax, s in zip(axes[0], (True, False))
+    ]
     assert [bar.extend for bar in bars] == ["both", "neither"]
 
 
@@ -101,12 +128,16 @@ def test_the_hue_says_the_class(rain):
 def test_pixels_without_a_class_stay_empty():
     fig, axes = viz.panels(1, 1)
     shown = viz.draw_classes(axes[0, 0], rain_class([[np.nan, 0.0], [1.0, 20.0]])).get_array()
-    assert shown.mask.tolist() == [[True, False], [False, False]] and shown.compressed().tolist() == [0, 1, 2]
+    assert shown.mask.tolist() == [
+        [True, False],
+        [False, False],
+    ] and shown.compressed().tolist() == [0, 1, 2]
 
 
 def test_figures_for_notebooks_are_small():
     fig, axes = viz.maps(1, 2, QPE_GRID)
-    for ax in axes.flat: viz.draw_rain(ax, np.random.default_rng(0).gamma(0.3, 5, QPE_GRID.shape), QPE_GRID)
+    for ax in axes.flat:
+        viz.draw_rain(ax, np.random.default_rng(0).gamma(0.3, 5, QPE_GRID.shape), QPE_GRID)
     usual = io.BytesIO()
     fig.savefig(usual, format="png", dpi=fig.dpi, bbox_inches="tight")
     assert len(viz._png(fig)) < 0.5 * len(usual.getvalue())
@@ -115,7 +146,11 @@ def test_figures_for_notebooks_are_small():
 def test_another_grid_is_drawn_where_it_belongs():
     fig, axes = viz.maps(1, 1, QPE_GRID, size=1)
     mesh = viz.draw_field(axes[0, 0], np.zeros(NWP_GRID.shape), NWP_GRID)
-    there = axes[0, 0].transData.inverted().transform(mesh.get_transform().transform(mesh.get_coordinates()[0, 0]))
+    there = (
+        axes[0, 0]
+        .transData.inverted()
+        .transform(mesh.get_transform().transform(mesh.get_coordinates()[0, 0]))
+    )
     lon, lat = NWP_GRID.unproject(NWP_GRID.x[0] - NWP_GRID.dx / 2, NWP_GRID.y[0] - NWP_GRID.dx / 2)
     assert np.allclose(there, QPE_GRID.project(lon, lat), atol=1)
 
@@ -130,13 +165,18 @@ def test_curves_with_bands_and_bars():
     viz.curves(axes[0, 0], [1, 2], {"a": ([1, 2], [0, 1], [2, 3]), "b": [2, 1]}, "x (h)", "y (1)")
     viz.bars(axes[0, 1], [25, 27], {"a": [1, 2]}, "x (h)", "y (1)")
     viz.curves(axes[0, 0], [], {}, "x (h)", "y (1)")
-    assert len(axes[0, 0].lines) == 2 and len(axes[0, 0].collections) == 1 and len(axes[0, 1].patches) == 2
+    assert (
+        len(axes[0, 0].lines) == 2
+        and len(axes[0, 0].collections) == 1
+        and len(axes[0, 1].patches) == 2
+    )
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a zip file"])
 def test_damaged_coastlines_warn_once(tmp_path, content):
     path = tmp_path / "lines.npz"
-    if content is not None: path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.warns(UserWarning, match="without coastlines") as caught:
         assert viz.natural_earth(str(path)) == {} == viz.natural_earth(str(path))
     assert len(caught) == 1
@@ -162,10 +202,25 @@ def test_the_maker_tells_coast_from_border(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("make_coastlines", MAKER)
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
-    shared, left, right = [[1, 0], [0, 1]], [[1, 1], [-1, 0], [0, -1], [1, 0]], [[1, 0], [1, 0], [0, 1], [-1, 0]]
-    topology = dict(transform=dict(scale=[0.5, 0.5], translate=[10, 20]), arcs=[shared, left, right], objects=dict(countries=dict(
-        geometries=[dict(type="Polygon", arcs=[[0, 1]]), dict(type="MultiPolygon", arcs=[[[~0, 2]]])])))
-    for resolution in maker.RESOLUTIONS: (tmp_path / f"countries-{resolution}.json").write_text(json.dumps(topology))
+    shared, left, right = (
+        [[1, 0], [0, 1]],
+        [[1, 1], [-1, 0], [0, -1], [1, 0]],
+        [[1, 0], [1, 0], [0, 1], [-1, 0]],
+    )
+    topology = dict(
+        transform=dict(scale=[0.5, 0.5], translate=[10, 20]),
+        arcs=[shared, left, right],
+        objects=dict(
+            countries=dict(
+                geometries=[
+                    dict(type="Polygon", arcs=[[0, 1]]),
+                    dict(type="MultiPolygon", arcs=[[[~0, 2]]]),
+                ]
+            )
+        ),
+    )
+    for resolution in maker.RESOLUTIONS:
+        (tmp_path / f"countries-{resolution}.json").write_text(json.dumps(topology))
     arrays = maker.make(tmp_path)
     assert arrays["border_50m"].tolist() == [[10.5, 20.0], [10.5, 20.5]]
     assert arrays["coast_50m_offsets"].tolist() == [0, 4, 8]
@@ -186,5 +241,9 @@ def test_date_line_and_pole_are_no_coast():
 
 
 def test_sixteen_panels():
-    fig, axes = viz.variable_panel(np.random.default_rng(0).normal(size=(16, *GRID.shape)), GRID, standardised=True, size=0.6)
-    assert axes.shape == (2, 8) and [a.get_title() for a in axes.flat] == [v.name for v in VARIABLES]
+    fig, axes = viz.variable_panel(
+        np.random.default_rng(0).normal(size=(16, *GRID.shape)), GRID, standardised=True, size=0.6
+    )
+    assert axes.shape == (2, 8) and [a.get_title() for a in axes.flat] == [
+        v.name for v in VARIABLES
+    ]
