@@ -30,7 +30,7 @@ from sslpdl_nb.grids.types import LambertGrid
 from sslpdl_nb.store import Standardizer, load_splits
 from sslpdl_nb.decoder import UPerNet, check_module
 from sslpdl_nb.labels import label_loss, mixed_labels
-from sslpdl_nb.masking import MaskedEmbed, build_encoder, random_mask
+from sslpdl_nb.masking import MaskedModel, random_mask
 from sslpdl_nb.train import (
     describe,
     fit,
@@ -45,7 +45,7 @@ from sslpdl_nb.train import (
 __all__ = [
     "THRESHOLDS",
     "KINDS",
-    "RainModel",
+    "rain_model",
     "transfer",
     "Finetune",
     "exceedance",
@@ -63,27 +63,11 @@ __all__ = [
 
 
 # %% ../nbs/21_finetune.ipynb #5c3149c9
-class RainModel(nn.Module):
-    "Embedding, encoder and a decoder for the three rain classes."
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.embed, self.encoder = MaskedEmbed(config), build_encoder(config)
-        self.decoder = UPerNet(
-            self.encoder.feature_info.channels(),
-            len(config.edges) + 1,
-            config.ppm_dim,
-            config.fpn_dim,
-        )
-
-    def forward(
-        self,
-        x: Tensor,  # (b, 16, h, w) standardised fields
-        mask: Tensor = None,  # (b, n): 0 kept, 1 masked; None = nothing is masked
-    ) -> Tensor:  # (b, 3, h, w) logits
-        if mask is None:
-            mask = x.new_zeros(len(x), self.embed.n)
-        return self.decoder(self.encoder(self.embed(x, mask)), x.shape[-2:])
+def rain_model(
+    config: Config,
+) -> nn.Module:  # (b, 16, h, w) -> (b, classes, h, w) logits
+    "Embedding, encoder and a decoder for the rain classes."
+    return MaskedModel(config, len(config.edges) + 1)
 
 
 # %% ../nbs/21_finetune.ipynb #e1523d9f
@@ -139,7 +123,7 @@ class Finetune:
 
     def loss(self, model, batch) -> Tensor:
         x, mask = batch["x"], None
-        if isinstance(model, RainModel):
+        if isinstance(model, MaskedModel):
             mask = random_mask(len(x), model.embed.n, self.config.finetune_mask_ratio).to(x.device)
         return self._loss(model(x, mask), batch["rain"])
 
@@ -246,7 +230,7 @@ class UNet(nn.Module):
 
 
 # %% ../nbs/21_finetune.ipynb #f0063c37
-KINDS = {"internimage": RainModel, "unet": UNet}
+KINDS = {"internimage": rain_model, "unet": UNet}
 
 
 def save_model(
@@ -258,7 +242,7 @@ def save_model(
     **more,  # thresholds, pretrained, history, ...
 ):
     "A model with everything that prediction needs."
-    kind = next(name for name, cls in KINDS.items() if isinstance(model, cls))
+    kind = "internimage" if isinstance(model, MaskedModel) else "unet"
     save_checkpoint(path, model, describe(config, splits, seed, kind) | more)
 
 

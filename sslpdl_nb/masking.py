@@ -12,6 +12,7 @@ from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+import sslpdl_nb.encoder  # noqa: F401 (registers the encoders with timm)
 from sslpdl_nb.core import VARIABLES, Config, DataError, get_config, mismatch, set_seed
 from sslpdl_nb.decoder import UPerNet, check_module
 
@@ -26,7 +27,7 @@ __all__ = [
     "masked_loss",
     "MaskedEmbed",
     "build_encoder",
-    "MaskedAutoencoder",
+    "MaskedModel",
     "mean_guess",
     "visible_mean_guess",
     "nearest_guess",
@@ -197,21 +198,26 @@ def build_encoder(
     )
 
 
-class MaskedAutoencoder(nn.Module):
-    "Embedding, encoder and a decoder for all 16 variables."
+class MaskedModel(nn.Module):
+    "Embedding, encoder and a decoder: for all sixteen variables or for the rain classes."
 
-    def __init__(self, config: Config):
+    def __init__(
+        self,
+        config: Config,
+        outputs: int,  # channels out: len(VARIABLES) fields, or len(config.edges) + 1 class logits
+    ):
         super().__init__()
         self.embed, self.encoder = MaskedEmbed(config), build_encoder(config)
-        self.decoder = UPerNet(
-            self.encoder.feature_info.channels(), len(VARIABLES), config.ppm_dim, config.fpn_dim
-        )
+        channels = self.encoder.feature_info.channels()
+        self.decoder = UPerNet(channels, outputs, config.ppm_dim, config.fpn_dim)
 
     def forward(
         self,
         x: Tensor,  # (b, 16, h, w) standardised fields
-        mask: Tensor,  # (b, n): 0 kept, 1 masked
-    ) -> Tensor:  # (b, 16, h, w) reconstruction, standardised
+        mask: Tensor = None,  # (b, n): 0 kept, 1 masked; None = nothing is masked
+    ) -> Tensor:  # (b, outputs, h, w) standardised fields, or logits
+        if mask is None:
+            mask = x.new_zeros(len(x), self.embed.n)
         return self.decoder(self.encoder(self.embed(x, mask)), x.shape[-2:])
 
 

@@ -307,6 +307,18 @@ class RainDataset(Dataset):
             return self.samples["moments"].values
         return np.stack([moments(f) for b in blocks_of(self.samples) for f in b["forecast"].values])
 
+    def inputs(self):
+        "All standardised forecasts, (n, v, h, w); reads them from disk where they lie there."
+        return self.x
+
+    def observed_rain(self):
+        "All observed rain, (n, h, w) mm/h, NaN = not observed."
+        return self.rain
+
+    def missing_values(self) -> dict:
+        "Number of missing input values of each variable."
+        return self.filled
+
     def __getattr__(self, name):
         "For samples on disk, the fields of all samples are read when somebody insists."
         if name in ("x", "rain", "filled") and self.__dict__.get("lazy"):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from sslpdl_nb.core import (
     VARIABLE_NAMES,
+    VARIABLES,
     CheckpointError,
     Config,
     DataError,
@@ -36,7 +37,7 @@ from sslpdl_nb.core import (
     set_seed,
 )
 from sslpdl_nb.masking import (
-    MaskedAutoencoder,
+    MaskedModel,
     masked_loss,
     mean_guess,
     nearest_guess,
@@ -401,7 +402,7 @@ def pretrain(
     "Masked pre-training from scratch to a checkpoint; one that was stopped goes on."
     set_seed(seed)
     state, about = Path(path).with_suffix(".resume"), describe(config, splits, seed, "pretrained")
-    model, task = MaskedAutoencoder(config).to(device()), Pretrain(config, seed)
+    model, task = MaskedModel(config, len(VARIABLES)).to(device()), Pretrain(config, seed)
     samples = getattr(splits, "pretrain", None) or splits.train  # dry days teach meteorology, too
     history = fit(
         model,

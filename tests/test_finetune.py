@@ -8,13 +8,14 @@ import pytest
 import torch
 import xarray as xr
 
+from sslpdl_nb.core import VARIABLES  # noqa: F401
 from sslpdl_nb.core import VARIABLE_NAMES, CheckpointError, DataError, get_config
 from sslpdl_nb.grids.types import LambertGrid
 from sslpdl_nb.store import Standardizer
 from sslpdl_nb.finetune import (
     THRESHOLDS,
     Finetune,
-    RainModel,
+    rain_model,
     UNet,
     calibrate,
     decide,
@@ -27,7 +28,7 @@ from sslpdl_nb.finetune import (
     transfer,
     tune_thresholds,
 )
-from sslpdl_nb.masking import MaskedAutoencoder
+from sslpdl_nb.masking import MaskedModel
 from sslpdl_nb.train import load_checkpoint, pretrain, save_checkpoint
 
 CONFIG = get_config(
@@ -83,7 +84,7 @@ def trained(splits, tmp_path_factory):
 
 
 def test_nothing_masked_means_deterministic():
-    model, x = RainModel(CONFIG).eval(), torch.randn(2, 16, 16, 16)
+    model, x = rain_model(CONFIG).eval(), torch.randn(2, 16, 16, 16)
     with torch.no_grad():
         assert torch.equal(model(x), model(x)) and torch.equal(
             model(x), model(x, torch.zeros(2, model.embed.n))
@@ -92,7 +93,7 @@ def test_nothing_masked_means_deterministic():
 
 
 def test_transfer_accounts_for_every_name():
-    source, model = MaskedAutoencoder(CONFIG), RainModel(CONFIG)
+    source, model = MaskedModel(CONFIG, len(VARIABLES)), rain_model(CONFIG)
     head = model.decoder.state_dict()
     report = transfer(model, source.state_dict())
     assert sorted(report["moved"] + report["fresh"]) == sorted(model.state_dict())
@@ -104,13 +105,13 @@ def test_transfer_accounts_for_every_name():
 def test_nothing_to_transfer_and_unknown_kinds_are_refused(splits, tmp_path):
     config = get_config("small")
     with pytest.raises(CheckpointError, match="embed and encoder.*UNet"):
-        transfer(UNet(config), MaskedAutoencoder(config).state_dict())
+        transfer(UNet(config), MaskedModel(config, len(VARIABLES)).state_dict())
     with pytest.raises(DataError, match="internimage.*unet.*U-Net"):
         finetune(config, splits, 0, tmp_path / "m.safetensors", kind="U-Net")
 
 
 def test_transfer_refuses_missing_and_misshapen_weights_and_changes_nothing():
-    weights, model = MaskedAutoencoder(CONFIG).state_dict(), RainModel(CONFIG)
+    weights, model = MaskedModel(CONFIG, len(VARIABLES)).state_dict(), rain_model(CONFIG)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     name = next(n for n in weights if n.startswith("encoder."))
     with pytest.raises(CheckpointError, match="missing"):

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sslpdl_nb.core import VARIABLES  # noqa: F401
 from sslpdl_nb.core import DataError, get_config
 from sslpdl_nb.masking import (
-    MaskedAutoencoder,
+    MaskedModel,
     MaskedEmbed,
     block_mask,
     masked_loss,
@@ -115,7 +116,7 @@ def test_embedding_refuses_another_size():
 def test_autoencoder_trains_every_parameter():
     torch.manual_seed(0)
     config = get_config("small", image_size=(32, 32), drop_path=0.0)
-    model = MaskedAutoencoder(config)
+    model = MaskedModel(config, len(VARIABLES))
     x, mask = torch.randn(2, 16, 32, 32), random_mask(2, 256, 0.75)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     for _ in range(3):  # offsets start at zero, so some gradients only appear after the first step

@@ -6,8 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
+from sslpdl_nb.core import VARIABLES  # noqa: F401
 from sslpdl_nb.core import CheckpointError, DataError, get_config
-from sslpdl_nb.masking import MaskedAutoencoder
+from sslpdl_nb.masking import MaskedModel
 from sslpdl_nb.train import (
     Batches,
     Pretrain,
@@ -150,7 +151,7 @@ def test_schedule():
 
 
 def test_groups_hold_every_trainable_parameter_once():
-    model = MaskedAutoencoder(get_config("small", image_size=(16, 16)))
+    model = MaskedModel(get_config("small", image_size=(16, 16)), len(VARIABLES))
     model.decoder.requires_grad_(False)
     decayed, spared = parameter_groups(model, 1.0, 0.05)
     found = [id(p) for g in (decayed, spared) for p in g["params"]]
@@ -191,7 +192,7 @@ def test_pretraining_learns_and_scores_repeat():
     )
     data = [{"x": x, "rain": x[0]} for x in smooth]
     torch.manual_seed(0)
-    model, task = MaskedAutoencoder(config), Pretrain(config)
+    model, task = MaskedModel(config, len(VARIABLES)), Pretrain(config)
     loader = loaders(data, data, 6, 0)
     before = evaluate(model, task, loader[1])
     assert before == evaluate(model, task, loader[1]) and set(before) == {
