@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from sslpdl_nb.core import DataError, mismatch
-from sslpdl_nb.layer import DeformConv
+from sslpdl_nb.deform import DeformConv
 
 # %% auto #0
 __all__ = [

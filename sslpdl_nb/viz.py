@@ -30,10 +30,33 @@ from sslpdl_nb.core import (
 from sslpdl_nb.grids.types import LambertGrid
 
 # %% auto #0
-__all__ = ['LINE_COLORS', 'RAIN_LEVELS', 'RAIN_COLORS', 'CLASS_COLORS', 'use_style', 'projection', 'grid_extent', 'natural_earth',
-           'nearby_lines', 'draw_coast', 'maps', 'panels', 'draw_field', 'draw_rain', 'draw_classes',
-           'draw_probability', 'colorbar', 'draw_variable', 'variable_panel', 'map_wind', 'draw_arrows', 'curves',
-           'bars', 'save']
+__all__ = [
+    "LINE_COLORS",
+    "RAIN_LEVELS",
+    "RAIN_COLORS",
+    "CLASS_COLORS",
+    "use_style",
+    "projection",
+    "grid_extent",
+    "natural_earth",
+    "nearby_lines",
+    "draw_coast",
+    "maps",
+    "panels",
+    "draw_field",
+    "draw_rain",
+    "draw_classes",
+    "draw_probability",
+    "colorbar",
+    "draw_variable",
+    "variable_panel",
+    "map_wind",
+    "draw_arrows",
+    "curves",
+    "bars",
+    "save",
+]
+
 
 # %% ../nbs/03_viz.ipynb #e1cb2b4e
 def _png(
@@ -55,6 +78,7 @@ def _small_figures():
     if png is not None:
         plt.close(plt.figure())  # the backend sets its own formatter on the first figure
         png.for_type(mpl.figure.Figure, _png)
+
 
 # %% ../nbs/03_viz.ipynb #25a2a9df
 # the palette of Okabe and Ito
@@ -85,6 +109,7 @@ def use_style():
     )
     _small_figures()
 
+
 # %% ../nbs/03_viz.ipynb #b49e4ca9
 # fmt: off
 RAIN_LEVELS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # mm/h; with both class edges
@@ -109,6 +134,7 @@ _PROBABILITY_NORM = BoundaryNorm(_PROBABILITIES, len(_PROBABILITIES) - 1)
 _MAGMA = mpl.colormaps["magma_r"](np.linspace(0, 0.95, len(_PROBABILITIES) - 1))
 _PROBABILITY_CMAP = ListedColormap(_MAGMA).with_extremes(bad=_TRANSPARENT)
 
+
 # %% ../nbs/03_viz.ipynb #e3f6eeb4
 def projection(
     grid: LambertGrid,  # any of our grids
@@ -130,6 +156,7 @@ def grid_extent(
     half = grid.dx / 2
     return grid.x[0] - half, grid.x[-1] + half, grid.y[0] - half, grid.y[-1] + half
 
+
 # %% ../nbs/03_viz.ipynb #6679c4bf
 @lru_cache
 def natural_earth(
@@ -145,6 +172,7 @@ def natural_earth(
         reason = type(error).__name__
         warnings.warn(f"{path.name}: maps are drawn without coastlines ({reason})", stacklevel=2)
         return {}
+
 
 # %% ../nbs/03_viz.ipynb #bab28602
 @lru_cache
@@ -192,6 +220,7 @@ def draw_coast(
             zorder=3,
         )
 
+
 # %% ../nbs/03_viz.ipynb #8ccee111
 def maps(
     n_rows: int,
@@ -234,6 +263,7 @@ def panels(
         ax.set_title(title)
     return fig, axes
 
+
 # %% ../nbs/03_viz.ipynb #46f69646
 def draw_field(
     ax,  # a plain or a map axis
@@ -272,6 +302,7 @@ def draw_field(
     image.set_label(label or "")
     return image
 
+
 # %% ../nbs/03_viz.ipynb #71aa8872
 def draw_rain(ax, rain, grid: LambertGrid = None):
     "Rain rate in mm/h, in steps; the hue changes at 0.1 and at 10 mm/h."
@@ -289,6 +320,7 @@ def draw_classes(ax, classes, grid: LambertGrid = None):
 def draw_probability(ax, p, grid: LambertGrid = None, label="probability"):
     "A probability between 0 and 1 in steps of 0.1, finer below 0.1."
     return draw_field(ax, p, grid, label=label, cmap=_PROBABILITY_CMAP, norm=_PROBABILITY_NORM)
+
 
 # %% ../nbs/03_viz.ipynb #fa94c875
 def _mark_edges(bar):
@@ -324,6 +356,7 @@ def colorbar(
         bar.set_ticks(_PROBABILITIES, labels=[f"{v:g}" for v in _PROBABILITIES])
     return bar
 
+
 # %% ../nbs/03_viz.ipynb #09eb7d41
 _COLORMAPS = {
     "geopotential_height": "viridis",
@@ -337,6 +370,7 @@ _COLORMAPS = {
 
 def _steps(cmap: str):
     return mpl.colormaps[cmap].resampled(15).with_extremes(bad=_TRANSPARENT)
+
 
 # %% ../nbs/03_viz.ipynb #81bc6dd8
 def draw_variable(
@@ -363,6 +397,7 @@ def draw_variable(
         return draw_field(ax, field, grid, cmap=cmap, label=label)
     top = float(np.nanmax(np.abs(field), initial=0)) or 1.0
     return draw_field(ax, field, grid, cmap=cmap, vmin=-top, vmax=top, label=label)
+
 
 # %% ../nbs/03_viz.ipynb #7dafdea1
 def _small_bar(fig, image, ax, name: str, units: str):
@@ -398,6 +433,7 @@ def variable_panel(
     if standardised:
         colorbar(fig, image, axes, "standardised (no unit)")
     return fig, axes
+
 
 # %% ../nbs/03_viz.ipynb #7be22b40
 def map_wind(
@@ -446,6 +482,7 @@ def draw_arrows(
         ax.text(0.65, -0.05, f"{key:g} {unit}", ha="right", va="center", transform=ax.transAxes)
     return arrows
 
+
 # %% ../nbs/03_viz.ipynb #af04916d
 def curves(
     ax,
@@ -467,6 +504,7 @@ def curves(
     if legend and lines:
         ax.legend()
 
+
 # %% ../nbs/03_viz.ipynb #67ab2019
 def bars(
     ax,
@@ -485,6 +523,7 @@ def bars(
     ax.set(xticks=middle, xticklabels=groups, xlabel=xlabel, ylabel=ylabel)
     if legend and values:
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+
 
 # %% ../nbs/03_viz.ipynb #21fc44d0
 def save(

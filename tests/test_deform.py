@@ -1,4 +1,5 @@
 """Deformable convolution, each implementation against its float64 reference and torchvision."""
+
 from __future__ import annotations
 
 import pytest
@@ -8,13 +9,25 @@ from hypothesis import strategies as st
 from torchvision.ops import deform_conv2d
 
 from sslpdl_nb.core import DataError
-from sslpdl_nb.deform import _pair, deform_conv_reference, out_size, random_inputs, sample_points, taps
-from sslpdl_nb.layer import PLAIN, DeformConv, aggregate, choose, deform_conv, tap_softmax
+from sslpdl_nb.deform import (
+    _pair,
+    deform_conv_reference,
+    out_size,
+    random_inputs,
+    sample_points,
+    taps,
+)
+from sslpdl_nb.deform import DeformConv, deform_conv, tap_softmax
+from sslpdl_nb.kernels.backend import PLAIN, aggregate, choose
 
 KERNELS = [*PLAIN, "numba"]
 
 
-def pairs(geometry): return [_pair(geometry.get(name, usual)) for name, usual in (("kernel_size", 3), ("stride", 1), ("padding", 1), ("dilation", 1))]
+def pairs(geometry):
+    return [
+        _pair(geometry.get(name, usual))
+        for name, usual in (("kernel_size", 3), ("stride", 1), ("padding", 1), ("dilation", 1))
+    ]
 
 
 def inputs(n=2, h=6, w=5, groups=2, per_group=3, spread=1.5, **more):
@@ -23,19 +36,35 @@ def inputs(n=2, h=6, w=5, groups=2, per_group=3, spread=1.5, **more):
 
 def gradients(f, tensors, seed=1, **kwargs):
     out = f(*tensors, **kwargs)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(out.dtype)
+    weight = torch.randn(
+        out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(out.dtype)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), tensors)]
 
 
-geometries = st.fixed_dictionaries(dict(
-    kernel_size=st.sampled_from([1, 2, 3, 5, (3, 1), (1, 3)]), stride=st.sampled_from([1, 2, (1, 2)]), padding=st.sampled_from([0, 1, 2, (2, 1)]),
-    dilation=st.sampled_from([1, 2, (2, 1)]), offset_scale=st.sampled_from([0.5, 1.0, 2.0])))
+geometries = st.fixed_dictionaries(
+    dict(
+        kernel_size=st.sampled_from([1, 2, 3, 5, (3, 1), (1, 3)]),
+        stride=st.sampled_from([1, 2, (1, 2)]),
+        padding=st.sampled_from([0, 1, 2, (2, 1)]),
+        dilation=st.sampled_from([1, 2, (2, 1)]),
+        offset_scale=st.sampled_from([0.5, 1.0, 2.0]),
+    )
+)
 
 
 @pytest.mark.parametrize("kernel", KERNELS[1:])
 @settings(max_examples=40, deadline=None)
-@given(geometries, st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5),
-       st.sampled_from([0.3, 2.0, 12.0]), st.integers(0, 10**6))
+@given(
+    geometries,
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.sampled_from([0.3, 2.0, 12.0]),
+    st.integers(0, 10**6),
+)
 def test_equals_reference(kernel, geometry, n, h, w, groups, per_group, spread, seed):
     assume(min(out_size((h, w), *pairs(geometry))) > 0)
     tensors = inputs(n, h, w, groups, per_group, spread, seed=seed, grad=True, **geometry)
@@ -59,14 +88,27 @@ def test_float32_close_to_float64(kernel, monkeypatch):
 def test_gradcheck(kernel, monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", kernel)
     geometry = dict(groups=2, kernel_size=3, stride=2, padding=1, offset_scale=1.5)
-    tensors = inputs(1, 5, 4, 2, 2, grad=True, **{k: v for k, v in geometry.items() if k != "groups"})
+    tensors = inputs(
+        1, 5, 4, 2, 2, grad=True, **{k: v for k, v in geometry.items() if k != "groups"}
+    )
     assert torch.autograd.gradcheck(lambda *a: deform_conv(*a, **geometry), tensors)
 
 
 def test_size_of_the_output_is_that_of_a_convolution():
-    for geometry in (dict(), dict(kernel_size=5, stride=2), dict(kernel_size=(2, 3), padding=(0, 2), dilation=(3, 1)), dict(stride=(1, 4), padding=0)):
+    for geometry in (
+        dict(),
+        dict(kernel_size=5, stride=2),
+        dict(kernel_size=(2, 3), padding=(0, 2), dilation=(3, 1)),
+        dict(stride=(1, 4), padding=0),
+    ):
         kernel, stride, padding, dilation = pairs(geometry)
-        theirs = torch.nn.functional.conv2d(torch.zeros(1, 1, 11, 8), torch.zeros(1, 1, *kernel), stride=stride, padding=padding, dilation=dilation)
+        theirs = torch.nn.functional.conv2d(
+            torch.zeros(1, 1, 11, 8),
+            torch.zeros(1, 1, *kernel),
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+        )
         assert out_size((11, 8), kernel, stride, padding, dilation) == tuple(theirs.shape[2:])
 
 
@@ -74,9 +116,16 @@ def test_random_inputs_stay_away_from_whole_pixels():
     for geometry in (dict(), dict(kernel_size=(2, 3), stride=2, padding=0, offset_scale=0.5)):
         value, offset, mask = random_inputs(3, 9, 8, 4, groups=2, seed=5, **geometry)
         points = torch.stack(sample_points(offset, groups=2, **geometry))
-        assert (points - points.round()).abs().min() > 0.02 and points.shape[1:4] == (3, *out_size((9, 8), *pairs(geometry)))
-        again, other = (random_inputs(3, 9, 8, 4, groups=2, seed=seed, **geometry) for seed in (5, 6))
-        assert all(torch.equal(a, b) for a, b in zip((value, offset, mask), again)) and not torch.equal(value, other[0])
+        assert (points - points.round()).abs().min() > 0.02 and points.shape[1:4] == (
+            3,
+            *out_size((9, 8), *pairs(geometry)),
+        )
+        again, other = (
+            random_inputs(3, 9, 8, 4, groups=2, seed=seed, **geometry) for seed in (5, 6)
+        )
+        assert all(
+            torch.equal(a, b) for a, b in zip((value, offset, mask), again)
+        ) and not torch.equal(value, other[0])
 
 
 def test_zero_offsets_are_a_mean():
@@ -98,23 +147,41 @@ def test_one_tap_shifts(k):
 
 def test_whole_pixel_offsets_move_the_field():
     v = torch.randn(1, 8, 8, 2)
-    offset = torch.tensor([2.0, -1.0]).repeat(9).expand(1, 8, 8, 18)          # two columns right, one row down
+    offset = (
+        torch.tensor([2.0, -1.0]).repeat(9).expand(1, 8, 8, 18)
+    )  # two columns right, one row down
     mask = torch.full((1, 8, 8, 9), 1 / 9)
     moved, still = (deform_conv(v, o, mask, groups=1) for o in (offset, torch.zeros(1, 8, 8, 18)))
     torch.testing.assert_close(moved[:, 2:-2, 1:-3], still[:, 1:-3, 3:-1])
 
 
-@pytest.mark.parametrize("geometry", [dict(), dict(kernel_size=5, stride=2, padding=3, dilation=2), dict(kernel_size=3, stride=(1, 2), padding=(0, 1))])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        dict(),
+        dict(kernel_size=5, stride=2, padding=3, dilation=2),
+        dict(kernel_size=3, stride=(1, 2), padding=(0, 1)),
+    ],
+)
 def test_equals_torchvision(geometry):
     value, offset, mask = inputs(2, 11, 9, 3, 4, **geometry)
     k = geometry.get("kernel_size", 3)
     n, ho, wo, _ = offset.shape
-    o = offset.view(n, ho, wo, 3, k, k, 2).permute(0, 3, 5, 4, 6, 1, 2).flip(4).reshape(n, -1, ho, wo)
+    o = (
+        offset.view(n, ho, wo, 3, k, k, 2)
+        .permute(0, 3, 5, 4, 6, 1, 2)
+        .flip(4)
+        .reshape(n, -1, ho, wo)
+    )
     m = mask.view(n, ho, wo, 3, k, k).permute(0, 3, 5, 4, 1, 2).reshape(n, -1, ho, wo)
     rest = {"padding": 1, **{a: b for a, b in geometry.items() if a != "kernel_size"}}
-    theirs = deform_conv2d(value.permute(0, 3, 1, 2), o, torch.ones(12, 1, k, k, dtype=torch.float64), mask=m, **rest).permute(0, 2, 3, 1)
+    theirs = deform_conv2d(
+        value.permute(0, 3, 1, 2), o, torch.ones(12, 1, k, k, dtype=torch.float64), mask=m, **rest
+    ).permute(0, 2, 3, 1)
     for f in (deform_conv, deform_conv_reference):
-        torch.testing.assert_close(f(value, offset, mask, groups=3, **geometry), theirs, atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            f(value, offset, mask, groups=3, **geometry), theirs, atol=1e-12, rtol=0
+        )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -146,8 +213,12 @@ def test_not_finite_value_reaches_only_its_neighbours(kernel, bad, monkeypatch):
     value[0, 0, 0, 1] = value[0, 8, 8, 1] = bad
     out = deform_conv(value, offset, mask, groups=1)
     exact = deform_conv_reference(value, offset, mask, groups=1)
-    assert not exact[..., 1].isfinite().all() and torch.equal(out.isfinite(), exact.isfinite()) and out[..., 0].isfinite().all()
-    o = torch.full_like(offset, 30.0).requires_grad_()                                      # all outside, nearest pixel not finite
+    assert (
+        not exact[..., 1].isfinite().all()
+        and torch.equal(out.isfinite(), exact.isfinite())
+        and out[..., 0].isfinite().all()
+    )
+    o = torch.full_like(offset, 30.0).requires_grad_()  # all outside, nearest pixel not finite
     out = deform_conv(value, o, mask, groups=1)
     out.sum().backward()
     assert not out.any() and not o.grad.any()
@@ -162,14 +233,21 @@ def test_empty_batch():
 
 
 def test_one_pixel():
-    out = deform_conv(torch.full((1, 1, 1, 2), 9.0), torch.zeros(1, 1, 1, 18), torch.full((1, 1, 1, 9), 1 / 9), groups=1)
+    out = deform_conv(
+        torch.full((1, 1, 1, 2), 9.0),
+        torch.zeros(1, 1, 1, 18),
+        torch.full((1, 1, 1, 9), 1 / 9),
+        groups=1,
+    )
     torch.testing.assert_close(out, torch.ones(1, 1, 1, 2))
 
 
 def test_not_contiguous():
     value, offset, mask = inputs(2, 6, 6, 2, 3)
     expected = deform_conv(value, offset, mask, groups=2)
-    firsts = value.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)                # memory with channels first
+    firsts = (
+        value.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    )  # memory with channels first
     strided = torch.stack([offset, offset], -1)[..., 1]
     turned = mask.transpose(1, 2).contiguous().transpose(1, 2)
     torch.testing.assert_close(deform_conv(firsts, strided, turned, groups=2), expected)
@@ -177,7 +255,10 @@ def test_not_contiguous():
 
 def test_samples_do_not_depend_on_each_other():
     value, offset, mask = inputs(3)
-    torch.testing.assert_close(deform_conv(value, offset, mask, groups=2)[1:2], deform_conv(value[1:2], offset[1:2], mask[1:2], groups=2))
+    torch.testing.assert_close(
+        deform_conv(value, offset, mask, groups=2)[1:2],
+        deform_conv(value[1:2], offset[1:2], mask[1:2], groups=2),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -192,50 +273,75 @@ def test_sixteen_bits_and_autocast(dtype):
         assert layer(torch.randn(1, 4, 4, 8)).isfinite().all()
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda v, o, m: (v[0], o, m), "shape of value"), (lambda v, o, m: (v.long(), o, m), "dtype of value"),
-    (lambda v, o, m: (v, o[..., :-1], m), "shape of offset"), (lambda v, o, m: (v, o[:, :-1], m), "shape of offset"),
-    (lambda v, o, m: (v, m, o), "shape of offset"), (lambda v, o, m: (v, o, m[:1]), "shape of mask"),
-    (lambda v, o, m: (v, o.float(), m), "dtype of offset"), (lambda v, o, m: (v, o, m.float()), "dtype of mask"),
-    (lambda v, o, m: (v, o.to("meta"), m), "device of offset"), (lambda v, o, m: (v[..., :5], o, m), "groups"),
-    (lambda v, o, m: (v[..., :0], o, m), "shape of value")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda v, o, m: (v[0], o, m), "shape of value"),
+        (lambda v, o, m: (v.long(), o, m), "dtype of value"),
+        (lambda v, o, m: (v, o[..., :-1], m), "shape of offset"),
+        (lambda v, o, m: (v, o[:, :-1], m), "shape of offset"),
+        (lambda v, o, m: (v, m, o), "shape of offset"),
+        (lambda v, o, m: (v, o, m[:1]), "shape of mask"),
+        (lambda v, o, m: (v, o.float(), m), "dtype of offset"),
+        (lambda v, o, m: (v, o, m.float()), "dtype of mask"),
+        (lambda v, o, m: (v, o.to("meta"), m), "device of offset"),
+        (lambda v, o, m: (v[..., :5], o, m), "groups"),
+        (lambda v, o, m: (v[..., :0], o, m), "shape of value"),
+    ],
+)
 def test_wrong_input_is_named(change, words):
-    with pytest.raises(DataError, match=words): deform_conv(*change(*inputs()), groups=2)
+    with pytest.raises(DataError, match=words):
+        deform_conv(*change(*inputs()), groups=2)
 
 
 def test_wrong_geometry_is_named():
     value, offset, mask = inputs()
-    with pytest.raises(DataError, match="stride"): deform_conv(value, offset, mask, groups=2, stride=0)
-    with pytest.raises(DataError, match="size of the output"): deform_conv(value, offset, mask, groups=2, kernel_size=9, padding=0)
-    with pytest.raises(DataError, match="groups"): deform_conv(value, offset, mask, groups=0)
+    with pytest.raises(DataError, match="stride"):
+        deform_conv(value, offset, mask, groups=2, stride=0)
+    with pytest.raises(DataError, match="size of the output"):
+        deform_conv(value, offset, mask, groups=2, kernel_size=9, padding=0)
+    with pytest.raises(DataError, match="groups"):
+        deform_conv(value, offset, mask, groups=0)
 
 
 def test_too_many_elements_are_refused():
     v = torch.empty(1, 1, 1, 1, device="meta").expand(40, 3000, 3000, 1)
     o, m = (torch.empty(1, 1, 1, 1, device="meta").expand(40, 3000, 3000, k) for k in (18, 9))
-    with pytest.raises(DataError, match="2\\^31"): deform_conv(v, o, m, groups=1)
+    with pytest.raises(DataError, match="2\\^31"):
+        deform_conv(v, o, m, groups=1)
 
 
 def test_many_channels_and_taps():
     "Beyond what the compiled kernel takes, and at its limits: another one computes, or it does itself."
     for groups, width, k in ((1, 128, 3), (1, 130, 3), (40, 1, 3), (2, 3, 17), (1, 2, 19)):
         tensors = inputs(1, 20, 20, groups, width, kernel_size=k, padding=k // 2, grad=True)
-        assert choose("cpu", torch.float64, width, (k, k)) == ("grid_sample" if width > 128 or k > 17 else "numba")
+        assert choose("cpu", torch.float64, width, (k, k)) == (
+            "grid_sample" if width > 128 or k > 17 else "numba"
+        )
         geometry = dict(groups=groups, kernel_size=k, padding=k // 2)
-        for a, b in zip(gradients(deform_conv, tensors, **geometry), gradients(deform_conv_reference, tensors, **geometry)):
+        for a, b in zip(
+            gradients(deform_conv, tensors, **geometry),
+            gradients(deform_conv_reference, tensors, **geometry),
+        ):
             torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
 
 
 def test_forced_kernel_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", "numba")
-    with pytest.raises(DataError, match="128"): deform_conv(torch.zeros(1, 3, 3, 200), torch.zeros(1, 3, 3, 18), torch.zeros(1, 3, 3, 9), groups=1)
+    with pytest.raises(DataError, match="128"):
+        deform_conv(
+            torch.zeros(1, 3, 3, 200), torch.zeros(1, 3, 3, 18), torch.zeros(1, 3, 3, 9), groups=1
+        )
 
 
 def test_one_operation():
     tensors = inputs(grad=True)
     geometry = 2, [3, 3], [1, 1], [1, 1], [1, 1], 1.0, "numba"
     torch.library.opcheck(aggregate, (*tensors, *geometry))
-    torch.library.opcheck(aggregate, tuple(t.detach().transpose(1, 2).contiguous().transpose(1, 2) for t in tensors) + geometry)
+    torch.library.opcheck(
+        aggregate,
+        tuple(t.detach().transpose(1, 2).contiguous().transpose(1, 2) for t in tensors) + geometry,
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -243,20 +349,28 @@ def test_one_operation():
 def test_compiles_as_one_graph(kernel, monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", kernel)
     torch._dynamo.reset()
-    f = lambda v, o, m: deform_conv(2 * v, o, m.exp(), groups=2).relu()
+
+    def f(v, o, m):
+        return deform_conv(2 * v, o, m.exp(), groups=2).relu()
+
     tensors = inputs(grad=True)
-    for a, b in zip(gradients(torch.compile(f, fullgraph=True, backend="aot_eager"), tensors), gradients(f, tensors)):
+    for a, b in zip(
+        gradients(torch.compile(f, fullgraph=True, backend="aot_eager"), tensors),
+        gradients(f, tensors),
+    ):
         torch.testing.assert_close(a, b)
 
 
 def test_unknown_kernel(monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", "magic")
-    with pytest.raises(DataError, match="SSLPDL_DEFORM"): deform_conv(*inputs(), groups=2)
+    with pytest.raises(DataError, match="SSLPDL_DEFORM"):
+        deform_conv(*inputs(), groups=2)
 
 
 def test_inference_mode_leaves_no_trace():
-    tensors = inputs(1, 13, 3, grad=True)                                               # a shape no other test uses
-    with torch.inference_mode(): first = deform_conv(*tensors, groups=2)
+    tensors = inputs(1, 13, 3, grad=True)  # a shape no other test uses
+    with torch.inference_mode():
+        first = deform_conv(*tensors, groups=2)
     second = deform_conv(*tensors, groups=2)
     second.sum().backward()
     torch.testing.assert_close(first.clone(), second)
@@ -265,29 +379,45 @@ def test_inference_mode_leaves_no_trace():
 def test_layer_learns_to_look_elsewhere():
     torch.manual_seed(0)
     layer, x = DeformConv(16, 1), torch.randn(8, 10, 10, 16)
-    target = x.roll((1, 2), (1, 2))                                                      # what lies one row and two columns away
+    target = x.roll((1, 2), (1, 2))  # what lies one row and two columns away
     optimiser, losses = torch.optim.Adam(layer.parameters(), lr=2e-2), []
     for _ in range(60):
         loss = (layer(x) - target)[:, 3:-3, 3:-3].square().mean()
-        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
-    offset, mask = layer.look(x)
-    assert mask.view(8, 10, 10, 9).sum(-1).allclose(torch.ones(8, 10, 10)) and offset.abs().max() > 0.5
+    offset, mask = layer.offsets_and_mask(x)
+    assert (
+        mask.view(8, 10, 10, 9).sum(-1).allclose(torch.ones(8, 10, 10)) and offset.abs().max() > 0.5
+    )
 
 
 def test_groups_must_divide_channels():
-    with pytest.raises(DataError, match="groups"): DeformConv(10, 4)
+    with pytest.raises(DataError, match="groups"):
+        DeformConv(10, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
 def test_tap_softmax(dtype, size):
-    logits = (size * torch.randn(7, 5, 4 * 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).to(dtype).requires_grad_()
+    logits = (
+        (
+            size
+            * torch.randn(
+                7, 5, 4 * 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+            )
+        )
+        .to(dtype)
+        .requires_grad_()
+    )
     near = dict(atol={8: 1e-14, 4: 1e-6, 2: 1e-2}[dtype.itemsize], rtol=0)
     weight = torch.randn(7, 5, 36, dtype=dtype)
     ours = tap_softmax(logits, 4)
     plain = logits.unflatten(-1, (4, 9)).softmax(-1).flatten(-2)
     assert ours.isfinite().all()
     torch.testing.assert_close(ours, plain, **near)
-    torch.testing.assert_close(*(torch.autograd.grad((f * weight).sum(), logits)[0] for f in (ours, plain)), **near)
+    torch.testing.assert_close(
+        *(torch.autograd.grad((f * weight).sum(), logits)[0] for f in (ours, plain)), **near
+    )

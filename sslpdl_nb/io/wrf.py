@@ -6,147 +6,209 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from sslpdl_nb.core import DataError, SSLPDLError, mismatch
+from sslpdl_nb.core import GRAVITY, DataError, SSLPDLError, mismatch
 from sslpdl_nb.grids.types import CurvilinearGrid, ProjectedGrid, projected_grid
-from sslpdl_nb.io import derive
-from sslpdl_nb.io.fields import Field, identity
-from sslpdl_nb.io.netcdf import _changed, open_lazy
+from sslpdl_nb.io.derive import between_pressures, humidity_from_specific
+from sslpdl_nb.io.fields import Field, add_file_name, as_raw_file, file_identity
+from sslpdl_nb.io.netcdf import open_lazy
 
 # %% auto #0
-__all__ = ["wrfout_fields"]
+__all__ = ["wrf_fields"]
+
+
+# %% ../../nbs/39_io_wrf.ipynb #e13878a2
+def _temperature(theta_perturbation, pressure) -> np.ndarray:
+    "Temperature in K from potential temperature less 300 K, and pressure in Pa."
+    return (theta_perturbation + 300) * (pressure / 1e5) ** (2 / 7)
+
+
+def _specific_humidity(mixing_ratio) -> np.ndarray:
+    "Vapour per mass of moist air from vapour per mass of dry air."
+    return mixing_ratio / (1 + mixing_ratio)
+
+
+# %% ../../nbs/39_io_wrf.ipynb #a545dcb2
+def _to_middle(values, axis) -> np.ndarray:
+    "Means of neighbours along an axis: from the faces of the cells to their middle."
+    n = values.shape[axis]
+    return (values.take(range(n - 1), axis) + values.take(range(1, n), axis)) / 2
+
 
 # %% ../../nbs/39_io_wrf.ipynb #490562e8
-_WRF_NAMES = dict(gh="m", t="K", r="%", u="m s-1", v="m s-1")
-_WRF_PLAIN = {
+_LEVEL_UNITS = dict(gh="m", t="K", r="%", u="m s-1", v="m s-1")  # made on pressure levels
+_PLAIN = {  # taken as they are: name in the file -> name, type of level, level
     "T2": ("2t", "heightAboveGround", 2.0),
     "U10": ("10u", "heightAboveGround", 10.0),
     "V10": ("10v", "heightAboveGround", 10.0),
     "PSFC": ("sp", "surface", 0.0),
     "HGT": ("orog", "surface", 0.0),
 }
+_RAIN = ("RAINC", "RAINNC", "RAINSH")  # of three schemes, amounts since the start
+
+
+def _variable(ds, name, time) -> np.ndarray:
+    "A variable at the time of a number."
+    return ds[name][time].values.astype(float)
 
 
 @lru_cache(maxsize=2)
-def _wrf_pressure(path, changed, k):
-    "Pressure of all levels at time k, Pa."
-    ds = open_lazy(path)
-    return (ds["P"][k].values + ds["PB"][k].values).astype(float)
+def _wrf_pressure(file, file_id, time) -> np.ndarray:
+    "Pressure of all levels, Pa. A file that was written anew has another identity."
+    ds = open_lazy(file)
+    return (ds["P"][time].values + ds["PB"][time].values).astype(float)
 
 
-def _wrf_values(path, k, name, p) -> np.ndarray:
-    "A quantity of a wrfout file at a pressure of p hPa, or at the surface (p = 0)."
-    ds = open_lazy(path)
+# %% ../../nbs/39_io_wrf.ipynb #12363f71
+def _on_model_levels(ds, name, time, pressure) -> np.ndarray:
+    "A quantity in the middle of all cells, (level, y, x)."
+    if name == "gh":
+        return _to_middle(_variable(ds, "PH", time) + _variable(ds, "PHB", time), 0) / GRAVITY
+    if name == "u":
+        return _to_middle(_variable(ds, "U", time), 2)
+    if name == "v":
+        return _to_middle(_variable(ds, "V", time), 1)
+    temperature = _temperature(_variable(ds, "T", time), pressure)
+    if name == "t":
+        return temperature
+    q = _specific_humidity(_variable(ds, "QVAPOR", time))
+    return humidity_from_specific(temperature, q, pressure)
 
-    def get(n):
-        return ds[n][k].values.astype(float)
 
-    def middle(a, axis):
-        return (a.take(range(a.shape[axis] - 1), axis) + a.take(range(1, a.shape[axis]), axis)) / 2
-
+def _wrf_values(file, time, name, level) -> np.ndarray:
+    "A quantity at a level in hPa; a variable of the file as it is, or rain, if the level is 0."
+    ds = open_lazy(file)
     try:
         if name == "tp":
-            return sum(get(n) for n in ("RAINC", "RAINNC", "RAINSH") if n in ds)
-        if not p:
-            return get(name)
-        pressure = _wrf_pressure(path, _changed(path), k)
-
-        def t():
-            return (get("T") + 300) * (pressure / 1e5) ** (2 / 7)
-
-        made = dict(
-            gh=lambda: middle(get("PH") + get("PHB"), 0) / derive.G,
-            t=t,
-            u=lambda: middle(get("U"), 2),
-            v=lambda: middle(get("V"), 1),
-            r=lambda: derive.humidity_from_specific(
-                t(), get("QVAPOR") / (1 + get("QVAPOR")), pressure
-            ),
-        )[name]()
-        return derive.between_pressures(made, pressure, p * 100)
+            return sum(_variable(ds, n, time) for n in _RAIN if n in ds)
+        if level == 0:
+            return _variable(ds, name, time)
+        pressure = _wrf_pressure(file, file_identity(file.path), time)
+        values = _on_model_levels(ds, name, time, pressure)
+        return between_pressures(values, pressure, level * 100)
     except SSLPDLError:
         raise
     except Exception as error:
-        raise DataError(
-            mismatch(f"{path}: {name}", "readable values", f"{type(error).__name__}: {error}")
-        ) from error
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(mismatch(f"{file.path}: {name}", "readable values", found)) from error
 
 
 # %% ../../nbs/39_io_wrf.ipynb #a2d4dc6c
-def _wrf_grid(ds, where, k):
-    "The grid of a wrfout file at a time (a nest may travel): its map, checked against its latitudes."
-    a, lon, lat = ds.attrs, ds["XLONG"][k].values.astype(float), ds["XLAT"][k].values.astype(float)
-    one, two, mid = (float(a.get(n, 0)) for n in ("TRUELAT1", "TRUELAT2", "STAND_LON"))
-    proj = {
-        1: f"+proj=lcc +lat_1={one} +lat_2={two} +lat_0={a.get('MOAD_CEN_LAT', one)} +lon_0={mid}",
-        2: f"+proj=stere +lat_0={90 if one >= 0 else -90} +lat_ts={one} +lon_0={mid}",
-        3: f"+proj=merc +lat_ts={one} +lon_0={mid}",
-    }.get(int(a.get("MAP_PROJ", 0)))
+def _projection(attributes):
+    "The map projection of a wrfout file for PROJ; None for any other than the usual three."
+    first = float(attributes.get("TRUELAT1", 0))
+    second = float(attributes.get("TRUELAT2", 0))
+    meridian = float(attributes.get("STAND_LON", 0))
+    centre = attributes.get("MOAD_CEN_LAT", first)
+    pole = 90 if first >= 0 else -90
+    known = {
+        1: f"+proj=lcc +lat_1={first} +lat_2={second} +lat_0={centre} +lon_0={meridian}",
+        2: f"+proj=stere +lat_0={pole} +lat_ts={first} +lon_0={meridian}",
+        3: f"+proj=merc +lat_ts={first} +lon_0={meridian}",
+    }
+    proj = known.get(int(attributes.get("MAP_PROJ", 0)))
+    return None if proj is None else f"{proj} +R=6370000 +no_defs"
+
+
+def _wrf_grid(ds, time):
+    "The grid at a time: regular on its map if its points are within 2 % of a cell of it."
+    lon, lat = _variable(ds, "XLONG", time), _variable(ds, "XLAT", time)
+    proj = _projection(ds.attrs)
     if proj is None:
         return CurvilinearGrid(lon, lat)
-    x, y = ProjectedGrid(f"{proj} +R=6370000 +no_defs", (0.0, 1.0), (0.0, 1.0)).project(lon, lat)
-    grid = projected_grid(f"{proj} +R=6370000 +no_defs", x.mean(0), y.mean(1))
+    x, y = ProjectedGrid(proj, (0.0, 1.0), (0.0, 1.0)).project(lon, lat)
+    grid = projected_grid(proj, x.mean(0), y.mean(1))
     off = max(np.abs(x - grid.x).max(), np.abs(y - grid.y[:, None]).max())
     return grid if off < 0.02 * np.diff(grid.x).mean() else CurvilinearGrid(lon, lat)
 
 
+# %% ../../nbs/39_io_wrf.ipynb #6094fa21
+class _WrfTime(NamedTuple):
+    "What the fields of one time have in common."
+
+    number: int  # in the file
+    reference_time: np.datetime64
+    lead_time: float  # hours
+    grid: object
+
+
+def _date(text) -> np.datetime64:
+    "A date as WRF writes it, 2005-08-28_00:00:00."
+    text = text.decode() if isinstance(text, bytes) else str(text)
+    return np.datetime64(text.replace("_", "T"), "ns")
+
+
+def _wrf_times(ds) -> list:
+    "The times of a wrfout file with their grids."
+    start = _date(ds.attrs["SIMULATION_START_DATE"])
+    grids = [_wrf_grid(ds, k) for k in range(ds.sizes["Time"])]
+    out = []
+    for k, text in enumerate(ds["Times"].values.tolist()):
+        lead_time = float((_date(text) - start) / np.timedelta64(1, "h"))
+        out.append(_WrfTime(k, start, lead_time, grids[k]))
+    return out
+
+
+def _reached(pressure, level) -> bool:
+    "Whether a level in hPa lies inside at least half of the columns."
+    inside = (pressure.min(0) <= level * 100) & (level * 100 <= pressure.max(0))
+    return inside.mean() >= 0.5
+
+
 # %% ../../nbs/39_io_wrf.ipynb #f514a1dd
-def wrfout_fields(
-    path,  # raw output of WRF
+def wrf_fields(
+    file,  # RawFile or path of a wrfout file
     levels=(100, 500, 850),  # hPa
 ) -> list:  # of Field
-    "The fields of a wrfout file on pressure levels; those that lie above or below half of its columns are left out."
-    ds, where, file, out = open_lazy(path), Path(path).name, identity(path), []
+    """The fields of a wrfout file on pressure levels; coordinates and pressures are read.
+
+    Raises DataError if variables are missing or damaged.
+    """
+    file = as_raw_file(file)
+    ds = open_lazy(file)
     try:
-        grids = [_wrf_grid(ds, where, k) for k in range(ds.sizes["Time"])]
-        start = np.datetime64(str(ds.attrs["SIMULATION_START_DATE"]).replace("_", "T"), "ns")
-        when = [
-            np.datetime64((t.decode() if isinstance(t, bytes) else str(t)).replace("_", "T"), "ns")
-            for t in ds["Times"].values.tolist()
-        ]
-        units = {n: ds[n].attrs.get("units", "") for n in (*_WRF_PLAIN, "RAINNC") if n in ds}
-        for k, t in enumerate(when):
-            lead, grid = float((t - start) / np.timedelta64(1, "h")), grids[k]
-
-            def add(name, kind, level, first, unit, own, p):
-                return out.append(
-                    Field(
-                        name,
-                        kind,
-                        float(level),
-                        start,
-                        first,
-                        lead,
-                        unit,
-                        where,
-                        True,
-                        grid,
-                        partial(_wrf_values, str(path), k, own, p),
-                        file,
-                    )
-                )
-
-            for own, (name, kind, level) in _WRF_PLAIN.items():
-                if own in ds:
-                    add(name, kind, level, lead, units[own], own, 0)
-            if "RAINNC" in ds:
-                add("tp", "surface", 0, 0.0, units["RAINNC"], "tp", 0)
-            p = _wrf_pressure(str(path), _changed(path), k)
-            for level in levels:
-                if ((p.min(0) <= level * 100) & (level * 100 <= p.max(0))).mean() >= 0.5:
-                    for name, unit in _WRF_NAMES.items():
-                        add(name, "isobaricInhPa", level, lead, unit, name, level)
-    except SSLPDLError:
-        raise
+        return [f for time in _wrf_times(ds) for f in _fields_of_time(file, ds, time, levels)]
+    except SSLPDLError as error:
+        raise add_file_name(file.path, error) from error
     except Exception as error:  # names, shapes and times that a wrfout file should have
-        raise DataError(
-            mismatch(
-                str(path),
-                "a wrfout file with its usual variables",
-                f"{type(error).__name__}: {error}",
-            )
-        ) from error
+        expected = "a wrfout file with its usual variables"
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(mismatch(str(file.path), expected, found)) from error
+
+
+# %% ../../nbs/39_io_wrf.ipynb #1b338399
+def _fields_of_time(file, ds, time, levels) -> list:
+    "All fields of one time."
+    common = dict(
+        reference_time=time.reference_time,
+        end_step=time.lead_time,
+        file_name=file.path.name,
+        grid_relative=True,
+        grid=time.grid,
+        file_id=file.file_id,
+    )
+    out = []
+
+    def add(variable, pressure_level, **attributes):
+        read = partial(_wrf_values, file, time.number, variable, pressure_level)
+        out.append(Field(**attributes, read=read, **common))
+
+    instant = dict(start_step=time.lead_time)
+    for own, (name, level_type, height) in _PLAIN.items():
+        if own in ds:
+            units = ds[own].attrs.get("units", "")
+            add(own, 0, name=name, level_type=level_type, level=height, units=units, **instant)
+    if "RAINNC" in ds:
+        units = ds["RAINNC"].attrs.get("units", "")
+        add("tp", 0, name="tp", level_type="surface", level=0.0, units=units, start_step=0.0)
+    pressure = _wrf_pressure(file, file_identity(file.path), time.number)
+    for level in levels:
+        if not _reached(pressure, level):
+            continue
+        at = dict(level_type="isobaricInhPa", level=float(level))
+        for name, units in _LEVEL_UNITS.items():
+            add(name, level, name=name, units=units, **at, **instant)
     return out

@@ -60,8 +60,24 @@ from sslpdl_nb.simulate.model import (
 )
 
 # %% auto #0
-__all__ = ['HOURLY', 'SIZES', 'PACKING', 'WIND', 'SOURCE', 'TARGETS', 'Size', 'streams', 'simulate_batch',
-           'perfect_model_ensemble', 'datasets', 'simulate', 'nearest', 'calibration', 'spectrum']
+__all__ = [
+    "HOURLY",
+    "SIZES",
+    "PACKING",
+    "WIND",
+    "SOURCE",
+    "TARGETS",
+    "Size",
+    "streams",
+    "simulate_batch",
+    "perfect_model_ensemble",
+    "datasets",
+    "simulate",
+    "nearest",
+    "calibration",
+    "spectrum",
+]
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #0d4a9d3e
 @dataclass(frozen=True)
@@ -104,6 +120,7 @@ class Size:
         "Forecasts in the archive."
         return self.groups * self.per_group
 
+
 # %% ../../nbs/31_simulate_archive.ipynb #22b2c725
 def _cover(low: float, high: float, origin: float, n: int, stride: int) -> slice:
     "The points of an axis of NWP_GRID from low to high, with a margin."
@@ -122,6 +139,7 @@ def _window(stride, rows, columns, nwp_stride) -> tuple:
     nwp_columns = _cover(x.min(), x.max(), NWP_GRID.x0, NWP_GRID.nx, nwp_stride)
     return subgrid(NWP_GRID, nwp_rows, nwp_columns), qpe
 
+
 # %% ../../nbs/31_simulate_archive.ipynb #cb213f82
 HOURLY = tuple(range(25, 31))
 
@@ -137,6 +155,7 @@ SIZES = {
     "course": _size(128, 10, 2, HOURLY, grids=_window(2, 112, 64, 4), atmospheres=4),
     "paper": _size(256, 50, 2, HOURLY, grids=_window(1, 224, 128, 1), atmospheres=4),
 }
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #da629aa6
 def streams(seed: int, group: int) -> list:
@@ -187,6 +206,7 @@ def simulate_batch(
     result["forecast"] = {v.name: stack([f[v.name] for f in forecasts]) for v in VARIABLES}
     return result
 
+
 # %% ../../nbs/31_simulate_archive.ipynb #3fff4b56
 def _one_start(size, models, z, pool, g, members) -> tuple:
     "One forecast of every place of a batch, and the state of nature at its end."
@@ -209,6 +229,7 @@ def _one_start(size, models, z, pool, g, members) -> tuple:
     by_name = {v.name: torch.stack([f[v.name] for f in forecasts], 1) for v in VARIABLES}
     part |= dict(forecast=by_name, observed=torch.stack(observed, 1), truth=torch.stack(truths, 1))
     return part, z
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #81718bcf
 def perfect_model_ensemble(
@@ -236,6 +257,7 @@ def perfect_model_ensemble(
                 rain = render_rain(on_cpu, *here, grid, generator)
                 count[:, j] += rain[:, None] >= edges
     return count / (members * cells)
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #a010476a
 # fmt: off
@@ -267,6 +289,7 @@ def _dataset(fields, coords, grid, attrs, title) -> xr.Dataset:
     if "lead_time" in ds.coords:
         ds.lead_time.encoding = dict(units="hours", dtype="float64")
     return ds
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #676c96f4
 def _times(size, first, n) -> dict:
@@ -317,6 +340,7 @@ def _ensemble_fields(size, probability) -> dict:
     packing = dict(dtype="uint8", scale_factor=1 / 250, _FillValue=255, chunks=chunks)
     return {"probability": (dims, probability, attrs, packing)}
 
+
 # %% ../../nbs/31_simulate_archive.ipynb #e4465a8e
 def datasets(
     size: Size,
@@ -340,6 +364,7 @@ def datasets(
         title = "Simulated probability forecasts of a perfect-model ensemble"
         out["perfect_model_ensemble"] = _dataset(fields, times | edge, size.qpe, attrs, title=title)
     return out
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #19a0def6
 FILES = ("nwp", "qpe", "perfect_model_ensemble")  # of an archive, without suffix
@@ -390,6 +415,7 @@ def _plan(size, name, seed, members, out) -> dict:
             raise DataError(mismatch(what, plan, f"{found}; finish it, or delete that folder"))
     return plan
 
+
 # %% ../../nbs/31_simulate_archive.ipynb #ebb5b336
 def _check_space(size, out):
     "Refuse to start, or to go on with, what cannot fit on the disk."
@@ -416,6 +442,7 @@ def _template(size, attrs, members):
     if members:
         part["perfect_model_ensemble"] = empty(len(CLASS_EDGES), *size.qpe.shape)
     return datasets(size, attrs, part)
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #a6014f7a
 def _write_batch(size, attrs, part, group, work):
@@ -457,6 +484,7 @@ def _finish(work, out, netcdf):
             os.replace(store, out / store.name)
     shutil.rmtree(work)
 
+
 # %% ../../nbs/31_simulate_archive.ipynb #72ca7beb
 def _make_batches(size, plan, work, device, workers, bar):
     "All batches that have no marker yet, side by side."
@@ -477,6 +505,7 @@ def _make_batches(size, plan, work, device, workers, bar):
     bar.update((size.groups - len(todo)) * size.starts)
     with _one_thread(), ThreadPoolExecutor(workers) as pool:
         list(pool.map(make, todo))
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #c52feb5f
 def simulate(
@@ -518,6 +547,7 @@ def simulate(
         raise DataError(mismatch(f"simulate: {out}", "room on the disk", found)) from error
     return out
 
+
 # %% ../../nbs/31_simulate_archive.ipynb #89f0744c
 TARGETS = {  # quantity -> lowest, highest
     "heavy pixels in samples with more than 5 % wet [%]": (0.5, 1.0),
@@ -539,6 +569,7 @@ def nearest(field, grid: LambertGrid, to: LambertGrid):
         np.rint((y - grid.y0) / grid.dx).astype(int),
         np.rint((x - grid.x0) / grid.dx).astype(int),
     ]
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #dbb2cdeb
 def _open_archive(folder, key) -> xr.Dataset:
@@ -575,6 +606,7 @@ def _balance(ds, grid) -> dict:
         "thickness minus hydrostatic thickness [m]": residual[np.abs(residual).argmax()],
     }
 
+
 # %% ../../nbs/31_simulate_archive.ipynb #16435f4c
 def calibration(
     data_dir,  # folder of an archive
@@ -587,6 +619,7 @@ def calibration(
     some = nwp.isel(time=slice(0, None, every), lead_time=0).load()
     values = _rain_scores(forecast, observed) | _balance(some, grid)
     return {k: float(v) for k, v in values.items()}
+
 
 # %% ../../nbs/31_simulate_archive.ipynb #4cfb99d1
 def spectrum(

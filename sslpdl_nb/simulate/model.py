@@ -16,12 +16,51 @@ from sslpdl_nb.core import GAS_DRY_AIR, GRAVITY, VARIABLES, DataError, mismatch
 from sslpdl_nb.grids.types import QPE_GRID, LambertGrid
 
 # %% auto #0
-__all__ = ['NATURE', 'FORECAST', 'DOMAIN', 'LENGTH', 'HOUR', 'SPEED', 'CENTRE', 'RIDGES', 'SMOOTHING', 'ANALYSIS_ERROR',
-           'CORIOLIS', 'LN_RATIO', 'LEVELS', 'DIVERGENT', 'NATURE_RAIN', 'FORECAST_RAIN', 'RADARS', 'RADAR_RANGE',
-           'Physics', 'MoistQG', 'winds', 'rates', 'step', 'run', 'resize', 'start', 'terrain', 'box_terrain',
-           'translated_copies', 'to_points', 'analysis', 'twin', 'at_levels', 'surface_wind', 'forecast_variables',
-           'random_field', 'orographic_enhancement', 'Rain', 'rain_at_points', 'render_forecast', 'render_rain',
-           'observe']
+__all__ = [
+    "NATURE",
+    "FORECAST",
+    "DOMAIN",
+    "LENGTH",
+    "HOUR",
+    "SPEED",
+    "CENTRE",
+    "RIDGES",
+    "SMOOTHING",
+    "ANALYSIS_ERROR",
+    "CORIOLIS",
+    "LN_RATIO",
+    "LEVELS",
+    "DIVERGENT",
+    "NATURE_RAIN",
+    "FORECAST_RAIN",
+    "RADARS",
+    "RADAR_RANGE",
+    "Physics",
+    "MoistQG",
+    "winds",
+    "rates",
+    "step",
+    "run",
+    "resize",
+    "start",
+    "terrain",
+    "box_terrain",
+    "translated_copies",
+    "to_points",
+    "analysis",
+    "twin",
+    "at_levels",
+    "surface_wind",
+    "forecast_variables",
+    "random_field",
+    "orographic_enhancement",
+    "Rain",
+    "rain_at_points",
+    "render_forecast",
+    "render_rain",
+    "observe",
+]
+
 
 # %% ../../nbs/30_simulate_model.ipynb #a66aaf8a
 @dataclass(frozen=True)
@@ -44,6 +83,7 @@ class Physics:
 NATURE = Physics()
 FORECAST = replace(NATURE, heating=0.21, drag=0.31, evaporation=0.23, lift=0.08)  # the worse model
 
+
 # %% ../../nbs/30_simulate_model.ipynb #1acfd42f
 def complex_times_real(
     a: torch.Tensor,  # complex (..., n, m)
@@ -58,6 +98,7 @@ def times_i(
 ) -> torch.Tensor:
     "The imaginary unit times a: a derivative in Fourier space."
     return torch.complex(-a.imag, a.real)
+
 
 # %% ../../nbs/30_simulate_model.ipynb #ed51c32e
 DOMAIN = 2 * math.pi * 2.5  # side of the periodic box, deformation radii
@@ -118,6 +159,7 @@ class MoistQG:
         bt, bc = (q1 + q2) / 2 * self.barotropic, (q1 - q2) / 2 * self.baroclinic
         return torch.view_as_complex(torch.stack([bt + bc, bt - bc], -4))
 
+
 # %% ../../nbs/30_simulate_model.ipynb #04f8ab4e
 def winds(
     model: MoistQG,
@@ -129,6 +171,7 @@ def winds(
     wind[:, 0, 0] += model.p.mean_wind + model.p.shear / 2
     wind[:, 0, 1] += model.p.mean_wind - model.p.shear / 2
     return wind
+
 
 # %% ../../nbs/30_simulate_model.ipynb #7898cc63
 def _fluxes(model, z, wind, field):
@@ -157,6 +200,7 @@ def _add_mean_state(f, p, psi):
     for i, (gradient, layer) in enumerate(mean):
         f[:, 0, i].add_(psi[:, layer], alpha=gradient)
     f[:, 0, 4].add_(psi1 + psi2, alpha=-p.shear / 4)
+
 
 # %% ../../nbs/30_simulate_model.ipynb #ee0d4d5f
 def rates(
@@ -187,6 +231,7 @@ def rates(
     dz[:, 2, 0, 0] += p.evaporation * model.n**2
     dz[:, 3] += 0.5 * w - p.relax * z[:, 3]
     return dz, dict(P=P, w=w, psi=psi, u=wind[:, 0], v=wind[:, 1], excess=excess, s=field[:, 3])
+
 
 # %% ../../nbs/30_simulate_model.ipynb #f15fb276
 def step(
@@ -225,6 +270,7 @@ def run(
         raise DataError(mismatch("simulate.run", "a finite state", found))
     return z, P
 
+
 # %% ../../nbs/30_simulate_model.ipynb #e617ed71
 def resize(
     z: torch.Tensor,  # state (..., m, m//2+1)
@@ -251,6 +297,7 @@ def start(
     z = torch.zeros(members, 4, n, n // 2 + 1, dtype=eddies.dtype, device=device)
     z[:, :2] = eddies
     return z
+
 
 # %% ../../nbs/30_simulate_model.ipynb #0ba3bebf
 # centre of the box in the plane of the rain grid, m
@@ -292,6 +339,7 @@ def box_terrain(
     h = terrain(*np.meshgrid(c + CENTRE[0], c + CENTRE[1]), smoothing) / 1e3
     return torch.tensor(h, dtype=torch.float32).roll((n // 2, n // 2), (0, 1))
 
+
 # %% ../../nbs/30_simulate_model.ipynb #04043381
 def translated_copies(
     z: torch.Tensor,  # states (members, 4, n, n//2+1)
@@ -308,6 +356,7 @@ def translated_copies(
     moved = [P.roll((j, i), (-2, -1)) for j in shifts for i in shifts]
     return z, torch.stack(moved, 1).flatten(0, 1)
 
+
 # %% ../../nbs/30_simulate_model.ipynb #ddf03d59
 def to_points(
     field: torch.Tensor,  # (..., n, n) on the box
@@ -322,6 +371,7 @@ def to_points(
     at = ((2 * where + 1) / (n + 4) - 1)[None]
     out = F.grid_sample(padded, at, mode="bicubic", align_corners=False)
     return out.reshape(*lead, *np.shape(x))
+
 
 # %% ../../nbs/30_simulate_model.ipynb #9af5e0cf
 ANALYSIS_ERROR = 0.10  # fraction of the climatological standard deviation
@@ -356,6 +406,7 @@ def twin(
         now = lead
         yield lead, (z, P), (zf, Pf)
 
+
 # %% ../../nbs/30_simulate_model.ipynb #bfd0786e
 CORIOLIS = 2 * 7.292e-5 * math.sin(math.radians(38))  # s-1
 LN_RATIO = math.log(850 / 500)
@@ -389,6 +440,7 @@ def at_levels(
         wind = upper + lower + DIVERGENT[level] * divergent
         out["u" + level], out["v" + level] = (SPEED * wind).unbind(1)
     return out
+
 
 # %% ../../nbs/30_simulate_model.ipynb #03fb1860
 def _land(h):
@@ -433,6 +485,7 @@ def forecast_variables(
     out["rain"] = rain
     return {v.name: out[v.name] for v in VARIABLES}
 
+
 # %% ../../nbs/30_simulate_model.ipynb #ca270ee1
 def random_field(
     shape,  # (h, w)
@@ -468,6 +521,7 @@ def orographic_enhancement(
     gy = (terrain(x, y + 1e3, smoothing) - terrain(x, y - 1e3, smoothing)) / 2e3
     w = u * torch.as_tensor(gx).float() + v * torch.as_tensor(gy).float()
     return torch.exp(0.8 * torch.tanh(w / 0.1))
+
 
 # %% ../../nbs/30_simulate_model.ipynb #2cd06278
 @dataclass(frozen=True)
@@ -516,6 +570,7 @@ def rain_at_points(
     rain = how.scale * (P - how.dry).clamp(min=0) * slopes * cells
     return (rain + drizzle - how.reduction).clamp(min=0)
 
+
 # %% ../../nbs/30_simulate_model.ipynb #a599bfe4
 # fmt: off
 RADARS = (      # longitude, latitude
@@ -558,6 +613,7 @@ def render_rain(
     x, y = np.meshgrid(grid.x, grid.y)
     f = at_levels(model, z, x, y)
     return rain_at_points(to_points(P, x, y), f["u850"], f["v850"], x, y, grid.dx, how, generator)
+
 
 # %% ../../nbs/30_simulate_model.ipynb #e5c98c31
 def observe(

@@ -1,4 +1,5 @@
 """The compiled kernels of the processor: threads, ownership, memory."""
+
 from __future__ import annotations
 
 import os
@@ -9,26 +10,36 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sslpdl_nb import kernels
+from sslpdl_nb.kernels import cpu as kernels
 from sslpdl_nb.deform import random_inputs
 
 plain = dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), scale=1.0)
 
 
 def inputs(n=3, h=11, w=9, groups=4, width=16, dtype=torch.float32, seed=0):
-    value, offset, mask = random_inputs(n, h, w, groups * width, groups=groups, spread=2.0, seed=seed, dtype=dtype)
-    return value, offset, mask, torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
+    value, offset, mask = random_inputs(
+        n, h, w, groups * width, groups=groups, spread=2.0, seed=seed, dtype=dtype
+    )
+    return (
+        value,
+        offset,
+        mask,
+        torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + 1)).to(dtype),
+    )
 
 
 def both(value, offset, mask, grad, groups=4, **geometry):
     rest = plain | geometry
-    return [kernels.forward(value, offset, mask, groups, **rest), *kernels.backward(grad, value, offset, mask, groups, **rest)]
+    return [
+        kernels.forward(value, offset, mask, groups, **rest),
+        *kernels.backward(grad, value, offset, mask, groups, **rest),
+    ]
 
 
 @pytest.fixture
 def threads(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr(kernels, "GRAIN", 1)                     # threads for small fields too
+    monkeypatch.setattr(kernels, "GRAIN", 1)  # threads for small fields too
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
@@ -45,7 +56,8 @@ def test_same_bits_with_any_number_of_threads(n, groups, threads):
 def test_callers_in_many_threads():
     tensors = [inputs(seed=seed) for seed in range(4)]
     alone = [both(*t) for t in tensors]
-    with ThreadPoolExecutor(4) as pool: together = list(pool.map(lambda t: [both(*t) for _ in range(10)][-1], tensors))
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda t: [both(*t) for _ in range(10)][-1], tensors))
     assert all(torch.equal(a, b) for r, s in zip(alone, together) for a, b in zip(r, s))
 
 
@@ -70,33 +82,50 @@ def test_any_width_of_a_group(width):
     tensors = inputs(1, 5, 4, 2, width, torch.float64)
     value, offset, mask, grad = tensors
     out, *grads = both(*tensors, groups=2)
-    for i in range(2 * width):                                                               # channel by channel, as groups of one
+    for i in range(2 * width):  # channel by channel, as groups of one
         o, m = (t.unflatten(-1, (2, -1))[..., i // width, :].contiguous() for t in (offset, mask))
-        one = both(value[..., i:i + 1], o, m, grad[..., i:i + 1], groups=1)
-        torch.testing.assert_close(one[0], out[..., i:i + 1], atol=1e-12, rtol=1e-12)
-        torch.testing.assert_close(one[1], grads[0][..., i:i + 1], atol=1e-12, rtol=1e-12)
+        one = both(value[..., i : i + 1], o, m, grad[..., i : i + 1], groups=1)
+        torch.testing.assert_close(one[0], out[..., i : i + 1], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(one[1], grads[0][..., i : i + 1], atol=1e-12, rtol=1e-12)
 
 
 def test_nothing_outside_is_written(monkeypatch):
     "Results lie between guards that stay untouched, and inputs do not change."
     tensors, whole = inputs(2, 7, 5), []
     before = [t.clone() for t in tensors]
+
     def guarded(*shape, **kwargs):
         shape = shape if isinstance(shape[0], int) else shape[0]
         whole.append(torch.full((torch.Size(shape).numel() + 128,), 7.0, **kwargs))
         return whole[-1][64:-64].view(shape)
+
     monkeypatch.setattr(torch, "empty", guarded)
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: guarded(*shape, dtype=self.dtype))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda self, *shape: guarded(*shape, dtype=self.dtype)
+    )
     results = both(*tensors)
-    for w, r in zip(whole, results, strict=True): assert (w[:64] == 7).all() and (w[-64:] == 7).all() and r.isfinite().all() and r.data_ptr() == w[64:].data_ptr()
+    for w, r in zip(whole, results, strict=True):
+        assert (
+            (w[:64] == 7).all()
+            and (w[-64:] == 7).all()
+            and r.isfinite().all()
+            and r.data_ptr() == w[64:].data_ptr()
+        )
     assert all(torch.equal(a, b) for a, b in zip(tensors, before))
 
 
 def test_read_only_folder_still_computes(tmp_path):
     "Without a place for the translated code it is translated again, and no error is raised."
-    code = ("import torch, sslpdl_nb.kernels as k; v = torch.ones(1, 3, 3, 2);"
-            "o = k.forward(v, torch.zeros(1, 3, 3, 18), torch.ones(1, 3, 3, 9), 1, (3, 3), (1, 1), (1, 1), (1, 1), 1.0); assert o[0, 1, 1, 0] == 9")
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"NUMBA_CACHE_DIR": "/proc/none"}, capture_output=True, text=True)
+    code = (
+        "import torch; from sslpdl_nb.kernels import cpu as k; v = torch.ones(1, 3, 3, 2);"
+        "o = k.forward(v, torch.zeros(1, 3, 3, 18), torch.ones(1, 3, 3, 9), 1, (3, 3), (1, 1), (1, 1), (1, 1), 1.0); assert o[0, 1, 1, 0] == 9"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"NUMBA_CACHE_DIR": "/proc/none"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,5 @@
 """The CUDA text without a graphics processor: its own arithmetic as C++, its translation by NVRTC, its launches."""
+
 from __future__ import annotations
 
 import ctypes
@@ -17,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from sslpdl_nb import cuda, layer
+from sslpdl_nb.kernels import backend as layer
+from sslpdl_nb.kernels import gpu as cuda
 from sslpdl_nb.core import DataError
 from sslpdl_nb.deform import deform_conv_reference, random_inputs
 
@@ -38,16 +40,44 @@ def remove_builds():
 @lru_cache(None)
 def shim(words: tuple, fibers: bool = True, flags: tuple = ()):
     "The CUDA text as a library of this machine."
-    defines = [f"-D{k}={C_TYPES.get(v, v)}" for k, v in words if k not in ("DCN_HEADER", "DCN_RED4")] + ["-DDCN_RED4=0"]
+    defines = [
+        f"-D{k}={C_TYPES.get(v, v)}" for k, v in words if k not in ("DCN_HEADER", "DCN_RED4")
+    ] + ["-DDCN_RED4=0"]
     name = hashlib.sha1(repr((words, fibers, flags)).encode()).hexdigest()[:12]
     BUILDS.mkdir(exist_ok=True)
     (BUILDS / "source.cu").write_text(cuda.SOURCE)
-    command = [GXX, "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused", f"-I{SHIM}", *defines, f'-DSOURCE_FILE="{BUILDS / "source.cu"}"',
-               *(["-DFIBERS", "-O1"] if fibers else ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-                  "-fassociative-math", "-fopenmp"]), *flags,
-               str(SHIM / "launch.cpp"), "-o", str(BUILDS / f"{name}.so")]
+    command = [
+        GXX,
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Wno-unknown-pragmas",
+        "-Wno-unused",
+        f"-I{SHIM}",
+        *defines,
+        f'-DSOURCE_FILE="{BUILDS / "source.cu"}"',
+        *(
+            ["-DFIBERS", "-O1"]
+            if fibers
+            else [
+                "-O3",
+                "-march=native",
+                "-fno-math-errno",
+                "-fno-trapping-math",
+                "-fno-signed-zeros",
+                "-fassociative-math",
+                "-fopenmp",
+            ]
+        ),
+        *flags,
+        str(SHIM / "launch.cpp"),
+        "-o",
+        str(BUILDS / f"{name}.so"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
-    if "__bf16" in done.stderr and done.returncode: pytest.skip("this g++ has no arithmetic for bfloat16")
+    if "__bf16" in done.stderr and done.returncode:
+        pytest.skip("this g++ has no arithmetic for bfloat16")
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(BUILDS / f"{name}.so"))
 
@@ -55,16 +85,30 @@ def shim(words: tuple, fibers: bool = True, flags: tuple = ()):
 def run(name, words, device, grid, threads, arguments, **build):
     "What cuda._launch does, on the processor."
     function = getattr(shim(tuple(words.items()), **build), f"run_{name}")
-    kinds = {np.uint64: ctypes.c_void_p, np.int32: ctypes.c_int, np.float32: ctypes.c_float, np.float64: ctypes.c_double}
-    assert function(*(ctypes.c_uint(n) for n in (*grid, 1, 1)[:3]), ctypes.c_uint(threads), *(kinds[type(a)](a.item()) for a in arguments)) == 0, "barriers differ"
+    kinds = {
+        np.uint64: ctypes.c_void_p,
+        np.int32: ctypes.c_int,
+        np.float32: ctypes.c_float,
+        np.float64: ctypes.c_double,
+    }
+    assert (
+        function(
+            *(ctypes.c_uint(n) for n in (*grid, 1, 1)[:3]),
+            ctypes.c_uint(threads),
+            *(kinds[type(a)](a.item()) for a in arguments),
+        )
+        == 0
+    ), "barriers differ"
 
 
 @pytest.fixture
 def on_shim(monkeypatch):
     seen = []
+
     def launch(name, *rest):
         seen.append(name)
         run(name, *rest)
+
     monkeypatch.setattr(cuda, "_launch", launch)
     return seen
 
@@ -72,13 +116,34 @@ def on_shim(monkeypatch):
 def named(geometry):
     "The geometry by the names that the reference uses."
     q = plain | geometry
-    return dict(kernel_size=q["kernel"], stride=q["stride"], padding=q["padding"], dilation=q["dilation"], offset_scale=q["scale"])
+    return dict(
+        kernel_size=q["kernel"],
+        stride=q["stride"],
+        padding=q["padding"],
+        dilation=q["dilation"],
+        offset_scale=q["scale"],
+    )
 
 
 def inputs(n=2, h=9, w=11, groups=2, width=16, dtype=torch.float64, spread=1.5, seed=0, **geometry):
-    tensors = random_inputs(n, h, w, groups * width, groups=groups, spread=spread, seed=seed, dtype=dtype, **named(geometry))
+    tensors = random_inputs(
+        n,
+        h,
+        w,
+        groups * width,
+        groups=groups,
+        spread=spread,
+        seed=seed,
+        dtype=dtype,
+        **named(geometry),
+    )
     generator = torch.Generator().manual_seed(seed + 1)
-    return [*tensors, torch.randn(*tensors[1].shape[:3], groups * width, generator=generator, dtype=torch.float64).to(dtype)]
+    return [
+        *tensors,
+        torch.randn(
+            *tensors[1].shape[:3], groups * width, generator=generator, dtype=torch.float64
+        ).to(dtype),
+    ]
 
 
 def truth(value, offset, mask, grad, groups, **geometry):
@@ -89,16 +154,35 @@ def truth(value, offset, mask, grad, groups, **geometry):
 
 def both(value, offset, mask, grad, groups, **geometry):
     q = plain | geometry
-    return [cuda.forward(value, offset, mask, groups, **q), *cuda.backward(grad, value, offset, mask, groups, **q)]
+    return [
+        cuda.forward(value, offset, mask, groups, **q),
+        *cuda.backward(grad, value, offset, mask, groups, **q),
+    ]
 
 
-CASES = [dict(), dict(spread=12.0), dict(n=1, h=8, w=8, groups=1), dict(h=17, w=3, groups=3), dict(width=8, groups=5), dict(width=32, groups=1), dict(width=4, groups=3),
-         dict(width=12), dict(width=1), dict(width=17), dict(width=64, groups=1), dict(kernel=(5, 5), padding=(2, 2)), dict(kernel=(1, 3), padding=(0, 1), scale=2.0),
-         dict(stride=(2, 1)), dict(dilation=(2, 2), padding=(2, 2), scale=0.5)]
+CASES = [
+    dict(),
+    dict(spread=12.0),
+    dict(n=1, h=8, w=8, groups=1),
+    dict(h=17, w=3, groups=3),
+    dict(width=8, groups=5),
+    dict(width=32, groups=1),
+    dict(width=4, groups=3),
+    dict(width=12),
+    dict(width=1),
+    dict(width=17),
+    dict(width=64, groups=1),
+    dict(kernel=(5, 5), padding=(2, 2)),
+    dict(kernel=(1, 3), padding=(0, 1), scale=2.0),
+    dict(stride=(2, 1)),
+    dict(dilation=(2, 2), padding=(2, 2), scale=0.5),
+]
 
 
 @needs_gxx
-@pytest.mark.parametrize("case", CASES, ids=lambda c: ",".join(f"{k}={v}" for k, v in c.items()) or "plain")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: ",".join(f"{k}={v}" for k, v in c.items()) or "plain"
+)
 def test_arithmetic_in_double_precision(case, on_shim):
     groups, geometry = case.get("groups", 2), {k: v for k, v in case.items() if k in plain}
     tensors = inputs(**case)
@@ -107,7 +191,9 @@ def test_arithmetic_in_double_precision(case, on_shim):
 
 
 @needs_gxx
-@pytest.mark.parametrize("dtype, near", [(torch.float32, 2e-4), (torch.float16, 3e-2), (torch.bfloat16, 2e-1)])
+@pytest.mark.parametrize(
+    "dtype, near", [(torch.float32, 2e-4), (torch.float16, 3e-2), (torch.bfloat16, 2e-1)]
+)
 def test_other_types(dtype, near, on_shim):
     "The very words that a graphics processor gets: lanes, tiles, window. Rounded input, exact reference of the same input."
     tensors = inputs(2, 19, 10, 3, 16, dtype)
@@ -120,10 +206,15 @@ def test_other_types(dtype, near, on_shim):
 @needs_gxx
 def test_simple_kernels_with_lanes(monkeypatch):
     "The kernels without tiles, four lanes a group, shuffles included."
-    tensors, rename = inputs(2, 9, 11, 2, 16, torch.float32), {"deform_forward_tile": "deform_forward", "deform_backward_tile": "deform_backward"}
+    tensors, rename = (
+        inputs(2, 9, 11, 2, 16, torch.float32),
+        {"deform_forward_tile": "deform_forward", "deform_backward_tile": "deform_backward"},
+    )
+
     def launch(name, words, device, grid, threads, arguments):
         lanes = words["DCN_CG"] // words["DCN_VEC"]
         run(rename[name], words, device, (-(-9 * 11 * 2 * lanes // 256), 2), 256, arguments)
+
     monkeypatch.setattr(cuda, "_launch", launch)
     for ours, exact in zip(both(*tensors, 2), truth(*tensors, 2)):
         torch.testing.assert_close(ours.double(), exact, atol=2e-4, rtol=2e-4)
@@ -134,8 +225,18 @@ def test_fast_shim_without_barriers(monkeypatch):
     "One lane a group: no barrier, images in parallel, vectorised by the compiler."
     plan = cuda.plan
     monkeypatch.setattr(cuda, "plan", lambda *a: plan(*a) | {"DCN_VEC": a[1]})
+
     def launch(name, words, device, grid, threads, arguments):
-        run(name.removesuffix("_tile"), words, device, (-(-9 * 11 * 2 // 256), 2), 256, arguments, fibers=False)
+        run(
+            name.removesuffix("_tile"),
+            words,
+            device,
+            (-(-9 * 11 * 2 // 256), 2),
+            256,
+            arguments,
+            fibers=False,
+        )
+
     monkeypatch.setattr(cuda, "_launch", launch)
     tensors = inputs(2, 9, 11, 2, 16, torch.float32)
     for ours, exact in zip(both(*tensors, 2), truth(*tensors, 2)):
@@ -147,10 +248,13 @@ def test_fast_shim_without_barriers(monkeypatch):
 def test_deterministic_mode(dtype, on_shim):
     tensors = inputs(2, 9, 11, 2, 16, dtype, spread=5.0)
     torch.use_deterministic_algorithms(True)
-    try: ours = both(*tensors, 2)
-    finally: torch.use_deterministic_algorithms(False)
+    try:
+        ours = both(*tensors, 2)
+    finally:
+        torch.use_deterministic_algorithms(False)
     near = 2e-4 if dtype == torch.float32 else 1e-11
-    for a, b in zip(ours, truth(*tensors, 2)): torch.testing.assert_close(a.double(), b, atol=near, rtol=near)
+    for a, b in zip(ours, truth(*tensors, 2)):
+        torch.testing.assert_close(a.double(), b, atol=near, rtol=near)
 
 
 @needs_gxx
@@ -161,7 +265,8 @@ def test_deterministic_mode_does_not_lose_nan(on_shim):
             tensors = inputs()
             tensors[i].view(-1)[7] = float("nan")
             assert cuda.backward(tensors[3], *tensors[:3], 2, **plain)[0].isnan().all()
-    finally: torch.use_deterministic_algorithms(False)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @needs_gxx
@@ -171,9 +276,11 @@ def test_not_finite(bad, on_shim):
     offset[0, 2, 3, 1] = bad
     out = cuda.forward(value, offset, mask, 1, **plain)
     assert out[0, 2, 3].isnan().all() and out.isnan().sum() == 16
-    assert cuda.backward(grad, value, offset, mask, 1, **plain)[0].isnan().any()             # not lost
+    assert cuda.backward(grad, value, offset, mask, 1, **plain)[0].isnan().any()  # not lost
     value[0, 0, 0] = value[0, 8, 8] = bad
-    out = cuda.forward(value, torch.full_like(offset, 30.0), mask, 1, **plain)               # all outside, nearest pixel not finite
+    out = cuda.forward(
+        value, torch.full_like(offset, 30.0), mask, 1, **plain
+    )  # all outside, nearest pixel not finite
     assert not out.any()
 
 
@@ -184,23 +291,40 @@ def test_empty_and_misaligned(on_shim):
     tensors = inputs()
     shifted = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors]
     assert all(t.data_ptr() % 16 for t in shifted)
-    for a, b in zip(both(*shifted, 2), both(*tensors, 2)): assert torch.equal(a, b)
+    for a, b in zip(both(*shifted, 2), both(*tensors, 2)):
+        assert torch.equal(a, b)
     with pytest.raises(DataError, match="65535"):
-        cuda.forward(torch.zeros(65536, 1, 1, 1), torch.zeros(65536, 1, 1, 18), torch.zeros(65536, 1, 1, 9), 1, **plain)
+        cuda.forward(
+            torch.zeros(65536, 1, 1, 1),
+            torch.zeros(65536, 1, 1, 18),
+            torch.zeros(65536, 1, 1, 9),
+            1,
+            **plain,
+        )
+
+
+def runtime_library(name):
+    "The path of a library that g++ brings."
+    command = [GXX, f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 @needs_gxx
 def test_sanitizers():
     "Address and undefined-behaviour sanitizers over all four kernels, ragged tiles and far offsets."
-    library = subprocess.run([GXX, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if not Path(library).is_file(): pytest.skip("g++ has no address sanitizer")
+    # the C++ runtime behind the sanitizer: extensions that torch imports throw exceptions
+    libraries = [runtime_library("libasan.so"), runtime_library("libstdc++.so.6")]
+    if not Path(libraries[0]).is_file():
+        pytest.skip("g++ has no address sanitizer")
     code = f"""
 import sys; sys.path.insert(0, {str(SHIM.parent)!r})
-import torch, test_cuda as t
+import torch, test_kernels_gpu as t
 flags = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-g")
 for tile in (True, False):
     def launch(name, words, device, grid, threads, arguments):
-        if not tile: name, grid, threads = name.removesuffix("_tile"), (-(-9 * 11 * 2 * (words["DCN_CG"] // words["DCN_VEC"]) // 256), 2), 256
+        if not tile:
+            name, lanes = name.removesuffix("_tile"), words["DCN_CG"] // words["DCN_VEC"]
+            grid, threads = (-(-9 * 11 * 2 * lanes // 256), 2), 256
         t.run(name, words, device, grid, threads, arguments, flags=flags)
     t.cuda._launch = launch
     for dtype in (torch.float32, torch.float64):
@@ -209,32 +333,69 @@ for tile in (True, False):
         out = t.both(*tensors, 2)
 t.shutil.rmtree(t.BUILDS); print("clean")
 """
-    options = dict(LD_PRELOAD=library, ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0", OMP_NUM_THREADS="1")
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | options, capture_output=True, text=True)
+    options = dict(
+        LD_PRELOAD=" ".join(path for path in libraries if Path(path).is_file()),
+        ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0",
+        OMP_NUM_THREADS="1",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | options, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "clean" in done.stdout, done.stderr[-3000:]
 
 
 # ------------------------------------------------------------------ NVRTC
 
+
 def nvrtc_files():
     "The library and the folder of its headers, from wheels or an installed toolkit."
-    roots = [Path(p) for p in (find_spec("nvidia").submodule_search_locations if find_spec("nvidia") else [])] + [Path("/usr/local/cuda")]
-    libraries = [p for r in roots for pattern in ("*/lib/libnvrtc.so.*", "lib64/libnvrtc.so.*") for p in r.glob(pattern) if "builtins" not in p.name]
-    headers = [p.parent for r in roots for pattern in ("*/include/cuda_fp16.h", "include/cuda_fp16.h") for p in r.glob(pattern)]
+    roots = [
+        Path(p)
+        for p in (find_spec("nvidia").submodule_search_locations if find_spec("nvidia") else [])
+    ] + [Path("/usr/local/cuda")]
+    libraries = [
+        p
+        for r in roots
+        for pattern in ("*/lib/libnvrtc.so.*", "lib64/libnvrtc.so.*")
+        for p in r.glob(pattern)
+        if "builtins" not in p.name
+    ]
+    headers = [
+        p.parent
+        for r in roots
+        for pattern in ("*/include/cuda_fp16.h", "include/cuda_fp16.h")
+        for p in r.glob(pattern)
+    ]
     return (libraries or [None])[0], (headers or [None])[0]
 
 
 LIBRARY, INCLUDE = nvrtc_files()
-needs_nvrtc = pytest.mark.skipif(not (LIBRARY and INCLUDE), reason="no libnvrtc with headers (wheels nvidia-cuda-nvrtc, nvidia-cuda-runtime)")
+needs_nvrtc = pytest.mark.skipif(
+    not (LIBRARY and INCLUDE),
+    reason="no libnvrtc with headers (wheels nvidia-cuda-nvrtc, nvidia-cuda-runtime)",
+)
 
 
 def translate(words: dict, arch: str) -> str:
     "What NVRTC says about the text for one processor; fails where it does."
     lib = ctypes.CDLL(str(LIBRARY))
     program = ctypes.c_void_p()
-    assert lib.nvrtcCreateProgram(ctypes.byref(program), cuda.SOURCE.encode(), b"deform.cu", 0, None, None) == 0
-    options = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{INCLUDE}", "--ptxas-options=-v", *(f"-D{k}={v}" for k, v in words.items())]
-    failed = lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(o.encode() for o in options)))
+    assert (
+        lib.nvrtcCreateProgram(
+            ctypes.byref(program), cuda.SOURCE.encode(), b"deform.cu", 0, None, None
+        )
+        == 0
+    )
+    options = [
+        f"--gpu-architecture={arch}",
+        "--std=c++17",
+        f"-I{INCLUDE}",
+        "--ptxas-options=-v",
+        *(f"-D{k}={v}" for k, v in words.items()),
+    ]
+    failed = lib.nvrtcCompileProgram(
+        program, len(options), (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+    )
     size = ctypes.c_size_t()
     lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
@@ -244,7 +405,8 @@ def translate(words: dict, arch: str) -> str:
 
 
 def architectures():
-    if not (LIBRARY and INCLUDE): return ["sm_80", "sm_90"]
+    if not (LIBRARY and INCLUDE):
+        return ["sm_80", "sm_90"]
     lib, n = ctypes.CDLL(str(LIBRARY)), ctypes.c_int()
     lib.nvrtcGetNumSupportedArchs(ctypes.byref(n))
     found = (ctypes.c_int * n.value)()
@@ -259,24 +421,45 @@ def architectures():
 def test_translates_without_spills(arch, dtype, exact):
     words = cuda.plan(dtype, 16, (3, 3), exact, (int(arch[3:-1]), int(arch[-1])))
     log = translate(words, arch)
-    spills = [(int(a), int(b), int(c)) for a, b, c in re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)]
+    spills = [
+        (int(a), int(b), int(c))
+        for a, b, c in re.findall(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log
+        )
+    ]
     assert len(spills) == 4, log
     assert not any(b or c for a, b, c in spills), log
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("width, kernel", [(1, (3, 3)), (8, (3, 3)), (12, (3, 3)), (32, (3, 3)), (64, (3, 3)), (16, (5, 5)), (16, (7, 7)), (512, (3, 3))])
+@pytest.mark.parametrize(
+    "width, kernel",
+    [
+        (1, (3, 3)),
+        (8, (3, 3)),
+        (12, (3, 3)),
+        (32, (3, 3)),
+        (64, (3, 3)),
+        (16, (5, 5)),
+        (16, (7, 7)),
+        (512, (3, 3)),
+    ],
+)
 def test_other_sizes_translate(width, kernel):
-    for dtype in cuda.NUMBERS: translate(cuda.plan(dtype, width, kernel), "sm_80")
+    for dtype in cuda.NUMBERS:
+        translate(cuda.plan(dtype, width, kernel), "sm_80")
 
 
 # ------------------------------------------------------------------ choice
 
+
 def test_missing_cupy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     cuda._cupy_problem.cache_clear()
-    try: assert "pip install cupy-cuda" in cuda.problem("cuda", torch.float32, 16, (3, 3))
-    finally: cuda._cupy_problem.cache_clear()
+    try:
+        assert "pip install cupy-cuda" in cuda.problem("cuda", torch.float32, 16, (3, 3))
+    finally:
+        cuda._cupy_problem.cache_clear()
     assert "not on a CUDA device" in cuda.problem("cpu", torch.float32, 16, (3, 3))
     assert "int64" in cuda.problem("cuda", torch.int64, 16, (3, 3))
 
@@ -284,27 +467,37 @@ def test_missing_cupy_is_named(monkeypatch):
 def test_fallback_on_a_device_warns(monkeypatch):
     monkeypatch.delenv("SSLPDL_DEFORM", raising=False)
     monkeypatch.setattr(cuda, "_cupy_problem", lambda: "CuPy is on holiday")
-    with pytest.warns(UserWarning, match="holiday"): assert layer.choose("cuda", torch.float32, 16, (3, 3)) == "grid_sample"
+    with pytest.warns(UserWarning, match="holiday"):
+        assert layer.choose("cuda", torch.float32, 16, (3, 3)) == "grid_sample"
 
 
 def test_cuda_on_the_processor_is_refused(monkeypatch):
     monkeypatch.setenv("SSLPDL_DEFORM", "cuda")
-    with pytest.raises(DataError, match="not on a CUDA device"): layer.choose("cpu", torch.float32, 16, (3, 3))
+    with pytest.raises(DataError, match="not on a CUDA device"):
+        layer.choose("cpu", torch.float32, 16, (3, 3))
 
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available() or bool(cuda._cupy_problem()), reason="no graphics processor, or no CuPy")
+gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or bool(cuda._cupy_problem()),
+    reason="no graphics processor, or no CuPy",
+)
 
 
 @gpu
 @pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
-@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-10), (torch.float32, 3e-4), (torch.float16, 3e-2), (torch.bfloat16, 2e-1)])
+@pytest.mark.parametrize(
+    "dtype, near",
+    [(torch.float64, 1e-10), (torch.float32, 3e-4), (torch.float16, 3e-2), (torch.bfloat16, 2e-1)],
+)
 def test_on_a_graphics_processor(dtype, near, exact):
     for case in CASES:
         groups, geometry = case.get("groups", 2), {k: v for k, v in case.items() if k in plain}
         tensors = inputs(**case | dict(dtype=dtype))
         torch.use_deterministic_algorithms(exact)
-        try: ours, again = (both(*(t.cuda() for t in tensors), groups, **geometry) for _ in range(2))
-        finally: torch.use_deterministic_algorithms(False)
+        try:
+            ours, again = (both(*(t.cuda() for t in tensors), groups, **geometry) for _ in range(2))
+        finally:
+            torch.use_deterministic_algorithms(False)
         for a, b, c in zip(ours, truth(*tensors, groups, **geometry), again):
             error = (a.cpu().double() - b).abs() / (1 + b.abs())
             assert error.quantile(0.99) < near and (not exact or torch.equal(a, c)), case
