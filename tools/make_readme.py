@@ -1,8 +1,9 @@
 """Write README.md from nbs/index.ipynb, without Quarto.
 
-    python tests/make_readme.py             writes README.md
-    python tests/make_readme.py --check     only says whether it is up to date
+python tests/make_readme.py             writes README.md
+python tests/make_readme.py --check     only says whether it is up to date
 """
+
 from __future__ import annotations
 
 import os
@@ -26,7 +27,9 @@ def from_root(match: re.Match) -> str:
 
 def relink(markdown: str) -> str:
     "All links of a markdown text, except those inside code, as seen from the top."
-    return "".join(part if k % 2 else LINK.sub(from_root, part) for k, part in enumerate(FENCE.split(markdown)))
+    return "".join(
+        part if k % 2 else LINK.sub(from_root, part) for k, part in enumerate(FENCE.split(markdown))
+    )
 
 
 def output_text(output) -> str:
@@ -45,7 +48,9 @@ def cell_text(cell) -> str:
     if HIDDEN.search(cell.source) or "parameters" in cell.metadata.get("tags", []):
         return ""
     code = "\n".join(s for s in cell.source.splitlines() if not s.startswith("#|"))
-    shown = [] if QUIET.search(cell.source) or not code.strip() else [f"```python\n{code.strip()}\n```"]
+    shown = (
+        [] if QUIET.search(cell.source) or not code.strip() else [f"```python\n{code.strip()}\n```"]
+    )
     return "\n\n".join(shown + [t for t in map(output_text, cell.outputs) if t])
 
 
@@ -60,7 +65,11 @@ def main(argv: list[str]) -> int:
     text, target = readme(ROOT / "nbs" / "index.ipynb"), ROOT / "README.md"
     if "--check" in argv:
         same = target.exists() and target.read_text(encoding="utf-8") == text
-        print("README.md is up to date" if same else "README.md differs from nbs/index.ipynb: run `make export`")
+        print(
+            "README.md is up to date"
+            if same
+            else "README.md differs from nbs/index.ipynb: run `make export`"
+        )
         return 0 if same else 1
     tmp = target.with_name(f".README.{os.getpid()}.tmp")
     tmp.write_text(text, encoding="utf-8")

@@ -1,9 +1,10 @@
 """Run the notebooks in order with papermill and leave one folder with everything that they made.
 
-    python tests/run_notebooks.py --out runs/sample --html
-    python tests/run_notebooks.py --out runs/test --params params/fast.yaml --solutions --fresh
-    python tests/run_notebooks.py --out runs/sample --in-place 03_grid 04_data
+python tests/run_notebooks.py --out runs/sample --html
+python tests/run_notebooks.py --out runs/test --params params/fast.yaml --solutions --fresh
+python tests/run_notebooks.py --out runs/sample --in-place 03_grid 04_data
 """
+
 from __future__ import annotations
 
 import argparse
@@ -41,6 +42,7 @@ class RunError(Exception):
 
 # ------------------------------------------------------------------ files
 
+
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     try:
         return nbformat.read(path, as_version=4)
@@ -52,16 +54,21 @@ def prepare_folder(out: Path, fresh: bool):
     "Make the run folder; `fresh` empties it first, but only if an earlier run made it."
     if fresh and out.exists() and any(out.iterdir()):
         if not (out / "scores.json").exists():
-            raise RunError(f"--fresh would empty {out}, but it holds no scores.json of an earlier run; remove it by hand")
+            raise RunError(
+                f"--fresh would empty {out}, but it holds no scores.json of an earlier run; remove it by hand"
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
 
 
 # ------------------------------------------------------------------ notebooks
 
+
 def find_notebooks(folder: Path, wanted: list[str]) -> list[Path]:
     "The numbered notebooks in order, then index; or those of `wanted`, in the same order."
-    every = sorted(folder.glob("[0-9]*.ipynb")) + [p for p in [folder / "index.ipynb"] if p.exists()]
+    every = sorted(folder.glob("[0-9]*.ipynb")) + [
+        p for p in [folder / "index.ipynb"] if p.exists()
+    ]
     stems = {Path(w).name.removesuffix(".ipynb") for w in wanted}
     unknown = stems - {p.stem for p in every}
     if unknown or not every:
@@ -72,7 +79,11 @@ def find_notebooks(folder: Path, wanted: list[str]) -> list[Path]:
 def declared(notebook) -> dict:
     "The names and default values in the cell tagged `parameters`."
     code = "\n".join(c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    return {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(code).body if isinstance(n, ast.Assign)}
+    return {
+        n.targets[0].id: ast.literal_eval(n.value)
+        for n in ast.parse(code).body
+        if isinstance(n, ast.Assign)
+    }
 
 
 def read_parameters(path: Path | None) -> dict:
@@ -89,20 +100,28 @@ def read_parameters(path: Path | None) -> dict:
 
 def solutions(notebook) -> list[str]:
     "Every ```python block inside the <details> of the markdown cells."
-    return [block.strip() for cell in notebook.cells if cell.cell_type == "markdown"
-            for details in DETAILS.findall(cell.source) for block in SOLUTION.findall(details)]
+    return [
+        block.strip()
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for details in DETAILS.findall(cell.source)
+        for block in SOLUTION.findall(details)
+    ]
 
 
 def with_solutions(notebook):
     "A copy of the notebook that ends with its solutions as code cells."
     notebook = copy.deepcopy(notebook)
     for k, code in enumerate(solutions(notebook), 1):
-        cell = nbformat.v4.new_code_cell(f"# solution {k}\n{code}", metadata=dict(tags=["solution"]))
+        cell = nbformat.v4.new_code_cell(
+            f"# solution {k}\n{code}", metadata=dict(tags=["solution"])
+        )
         notebook.cells.append(cell)
     return notebook
 
 
 # ------------------------------------------------------------------ running
+
 
 class Line:
     "One line of progress; on a terminal the seconds count while the notebook runs."
@@ -123,27 +142,32 @@ class Line:
             print(f"\r{self.label}running {self.seconds:6.0f} s", end="", flush=True)
 
     @property
-    def seconds(self) -> float: return time.perf_counter() - self.start
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
 
     def __exit__(self, kind, *_):
         self.done.set()
         if self.tty:
             self.thread.join()
             print(f"\r{self.label}", end="")
-        word = "ok" if kind is None else "stopped" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        word = (
+            "ok" if kind is None else "stopped" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        )
         print(f"{word:7} {self.seconds:6.1f} s{'   ' if self.tty else ''}", flush=True)
 
 
 def prepare_environment(nbs: Path):
     "What a kernel needs to know; it starts in `nbs` and is that of this very Python."
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"       # the kernel of .venv before one in the home folder
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of .venv before one in the home folder
     os.environ.pop("JUPYTER_PATH", None)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")   # idle threads sleep: many times faster on shared cores
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "passive"
+    )  # idle threads sleep: many times faster on shared cores
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     data = os.environ.get("SSLPDL_DATA")
-    if data:                                          # relative to the caller -> valid in the kernel too
+    if data:  # relative to the caller -> valid in the kernel too
         os.environ["SSLPDL_DATA"] = data if os.path.isabs(data) else os.path.relpath(data, nbs)
     elif (ROOT.parent / "shared" / "data").is_dir():
         os.environ["SSLPDL_DATA"] = os.path.relpath(ROOT.parent / "shared" / "data", nbs)
@@ -152,14 +176,26 @@ def prepare_environment(nbs: Path):
 def execute(notebook, source: Path, target: Path, parameters: dict, nbs: Path, timeout: int | None):
     "Execute a notebook; the executed copy appears at `target` also when a cell fails."
     import papermill
+
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    given, running = (target.with_name(f".{target.stem}.{os.getpid()}.{word}.ipynb") for word in ("given", "running"))
+    given, running = (
+        target.with_name(f".{target.stem}.{os.getpid()}.{word}.ipynb")
+        for word in ("given", "running")
+    )
     nbformat.write(notebook, given)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            papermill.execute_notebook(str(given), str(running), parameters, kernel_name="python3", cwd=str(nbs), progress_bar=False,
-                                       execution_timeout=timeout, extra_arguments=["--log-level=CRITICAL"])
+            papermill.execute_notebook(
+                str(given),
+                str(running),
+                parameters,
+                kernel_name="python3",
+                cwd=str(nbs),
+                progress_bar=False,
+                execution_timeout=timeout,
+                extra_arguments=["--log-level=CRITICAL"],
+            )
     finally:
         given.unlink()
         if running.exists():
@@ -171,21 +207,33 @@ def execute(notebook, source: Path, target: Path, parameters: dict, nbs: Path, t
 
 def first_line(source: str) -> str:
     "The first line of a cell that is code and neither directive nor blank."
-    return next((s for s in source.splitlines() if s.strip() and not s.lstrip().startswith("#|")), "")
+    return next(
+        (s for s in source.splitlines() if s.strip() and not s.lstrip().startswith("#|")), ""
+    )
 
 
 def explain(error: Exception, target: Path, keep: int = 12) -> str:
     "Which cell failed and why, in a few lines."
-    where, what = "before the first cell", f"{type(error).__name__}: {ANSI.sub('', str(error)).strip()}"
-    if hasattr(error, "cell_index"):                  # papermill's own
+    where, what = (
+        "before the first cell",
+        f"{type(error).__name__}: {ANSI.sub('', str(error)).strip()}",
+    )
+    if hasattr(error, "cell_index"):  # papermill's own
         where = f"cell In [{error.exec_count}]: {first_line(error.source)}"
         text = [s for s in ANSI.sub("", "\n".join(error.traceback)).splitlines() if s.strip()]
-        what = "\n".join(["    ..."] * (len(text) > keep) + ["    " + s for s in text[-keep:]]) + f"\n{error.ename}: {error.evalue}"
-    elif target.exists():                             # a timeout or a dead kernel: the cell that was running
-        begun = [c for c in read_notebook(target).cells if c.cell_type == "code"
-                 and c.metadata.get("papermill", {}).get("status", "pending") != "pending"]
+        what = (
+            "\n".join(["    ..."] * (len(text) > keep) + ["    " + s for s in text[-keep:]])
+            + f"\n{error.ename}: {error.evalue}"
+        )
+    elif target.exists():  # a timeout or a dead kernel: the cell that was running
+        begun = [
+            c
+            for c in read_notebook(target).cells
+            if c.cell_type == "code"
+            and c.metadata.get("papermill", {}).get("status", "pending") != "pending"
+        ]
         where = f"cell: {first_line(begun[-1].source)}" if begun else where
-    what = "\n".join(what.splitlines()[:keep + 20])
+    what = "\n".join(what.splitlines()[: keep + 20])
     return f"\n{target.stem}, {where}\n\n{what[:6000]}\n\nexecuted copy: {shown(target)}"
 
 
@@ -197,12 +245,19 @@ def shown(path: Path) -> str:
 def write_html(source: Path, nbs: Path):
     "An HTML copy with all figures inside; only formulas ask the network for a typesetter."
     from nbconvert import HTMLExporter
+
     exporter = HTMLExporter(embed_images=True, require_js_url="", jquery_url="")
     notebook = read_notebook(source)
-    notebook.cells = [c for c in notebook.cells if not (c.cell_type == "code" and c.source.startswith("#| default_exp"))]
+    notebook.cells = [
+        c
+        for c in notebook.cells
+        if not (c.cell_type == "code" and c.source.startswith("#| default_exp"))
+    ]
     resources = dict(metadata=dict(name=source.stem, path=str(nbs)))
     text, _ = exporter.from_notebook_node(notebook, resources)
-    text = re.sub(r'(href="[\w./-]+)\.ipynb', r"\1.html", text).replace('<script src=""></script>', "")
+    text = re.sub(r'(href="[\w./-]+)\.ipynb', r"\1.html", text).replace(
+        '<script src=""></script>', ""
+    )
     with atomic_path(source.with_suffix(".html")) as tmp:
         tmp.write_text(text, encoding="utf-8")
 
@@ -217,7 +272,11 @@ def keep_outputs(source: Path, executed: Path):
     notebook.metadata[KEY] = code_hash(notebook)
     with atomic_path(source) as tmp:
         nbformat.write(notebook, tmp)
-    subprocess.run([sys.executable, Path(__file__).with_name("clean_notebooks.py"), source], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, Path(__file__).with_name("clean_notebooks.py"), source],
+        cwd=ROOT,
+        check=True,
+    )
 
 
 def front_scores(out: Path, nbs: Path):
@@ -226,9 +285,22 @@ def front_scores(out: Path, nbs: Path):
     if (out / "verify.json").exists():
         verify = json.loads((out / "verify.json").read_text(encoding="utf-8"))
         name = "scores" if verify["preset"] == "small" else f"scores_{verify['preset']}"
-        write_json(nbs / "images" / f"{name}.json", dict(
-            data=verify["data"], test_days=len(verify["test_days"]), situations=verify["situations"], differences=verify["differences"],
-            **{key: {edge: {name: row[score] for name, row in rows.items()} for edge, rows in verify["scores"].items()} for key, score in (("csi", "CSI"), ("bias", "bias"))}))
+        write_json(
+            nbs / "images" / f"{name}.json",
+            dict(
+                data=verify["data"],
+                test_days=len(verify["test_days"]),
+                situations=verify["situations"],
+                differences=verify["differences"],
+                **{
+                    key: {
+                        edge: {name: row[score] for name, row in rows.items()}
+                        for edge, rows in verify["scores"].items()
+                    }
+                    for key, score in (("csi", "CSI"), ("bias", "bias"))
+                },
+            ),
+        )
 
 
 def front_page(out: Path, nbs: Path, seconds: dict):
@@ -236,7 +308,8 @@ def front_page(out: Path, nbs: Path, seconds: dict):
     front_scores(out, nbs)
     for made, shown_as in (("rainmap.png", "rainmap.png"), ("real_own.png", "rainmap_real.png")):
         if (out / made).exists():
-            with atomic_path(nbs / "images" / shown_as) as tmp: shutil.copy(out / made, tmp)
+            with atomic_path(nbs / "images" / shown_as) as tmp:
+                shutil.copy(out / made, tmp)
     path = nbs / "images" / "seconds.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     new = before | {name: round(s) for name, s in seconds.items()}
@@ -245,12 +318,21 @@ def front_page(out: Path, nbs: Path, seconds: dict):
 
 # ------------------------------------------------------------------ receipt
 
+
 def receipt(parameters: dict) -> dict:
     "What is known before the run: seed, parameters, versions, hardware."
     env = environment()
     hardware = {k: env.pop(k) for k in ("machine", "cores", "gpu") if k in env}
-    return dict(status="running", started=datetime.now(timezone.utc).isoformat(timespec="seconds"), seed=parameters.get("seed"),
-                parameters=parameters, versions=env, hardware=hardware, seconds={}, total_seconds=0.0)
+    return dict(
+        status="running",
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seed=parameters.get("seed"),
+        parameters=parameters,
+        versions=env,
+        hardware=hardware,
+        seconds={},
+        total_seconds=0.0,
+    )
 
 
 def finish(record: dict, out: Path, status: str):
@@ -266,9 +348,12 @@ def finish(record: dict, out: Path, status: str):
 
 # ------------------------------------------------------------------ the command
 
+
 def run(args) -> int:
     if args.in_place and args.params:
-        raise RunError("--in-place keeps what the parameters in the notebooks give; it takes no --params")
+        raise RunError(
+            "--in-place keeps what the parameters in the notebooks give; it takes no --params"
+        )
     nbs, out = args.nbs.resolve(), args.out.resolve()
     paths = find_notebooks(nbs, args.notebooks)
     notebooks = {p: read_notebook(p) for p in paths}
@@ -277,7 +362,9 @@ def run(args) -> int:
     values = read_parameters(args.params)
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise RunError(f"{args.params} sets {', '.join(unknown)}, but the notebooks declare only {', '.join(sorted(known))}")
+        raise RunError(
+            f"{args.params} sets {', '.join(unknown)}, but the notebooks declare only {', '.join(sorted(known))}"
+        )
     values["out_dir"] = Path(os.path.relpath(out, nbs)).as_posix()
     prepare_folder(out, args.fresh)
     prepare_environment(nbs)
@@ -292,7 +379,14 @@ def run(args) -> int:
         failure = None
         try:
             with Line(f"[{k:2}/{len(paths)}] {path.stem:{width}}   ") as line:
-                execute(notebook, path, target, {n: v for n, v in values.items() if n in names[path]}, nbs, args.timeout)
+                execute(
+                    notebook,
+                    path,
+                    target,
+                    {n: v for n, v in values.items() if n in names[path]},
+                    nbs,
+                    args.timeout,
+                )
                 if args.in_place:
                     keep_outputs(path, target)
         except (KeyboardInterrupt, Exception) as error:
@@ -318,14 +412,34 @@ def run(args) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="only these, by name or path (default: all)")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "sample", help="folder for everything that the run makes")
+    parser.add_argument(
+        "notebooks",
+        nargs="*",
+        metavar="NOTEBOOK",
+        help="only these, by name or path (default: all)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "runs" / "sample",
+        help="folder for everything that the run makes",
+    )
     parser.add_argument("--params", type=Path, help="YAML file with notebook parameters")
-    parser.add_argument("--html", action="store_true", help="also write an HTML copy of each notebook")
-    parser.add_argument("--solutions", action="store_true", help="also run the solutions of the exercises")
-    parser.add_argument("--in-place", action="store_true", help="keep the outputs in the notebooks themselves")
-    parser.add_argument("--front-page", action="store_true", help="give the scores to nbs/images, for index.ipynb")
-    parser.add_argument("--fresh", action="store_true", help="empty the folder of an earlier run first")
+    parser.add_argument(
+        "--html", action="store_true", help="also write an HTML copy of each notebook"
+    )
+    parser.add_argument(
+        "--solutions", action="store_true", help="also run the solutions of the exercises"
+    )
+    parser.add_argument(
+        "--in-place", action="store_true", help="keep the outputs in the notebooks themselves"
+    )
+    parser.add_argument(
+        "--front-page", action="store_true", help="give the scores to nbs/images, for index.ipynb"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="empty the folder of an earlier run first"
+    )
     parser.add_argument("--timeout", type=int, help="longest time for one cell, in seconds")
     parser.add_argument("--nbs", type=Path, default=ROOT / "nbs", help="folder of the notebooks")
     args = parser.parse_args(argv)

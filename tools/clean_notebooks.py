@@ -5,6 +5,7 @@
 `run_notebooks.py --in-place` leaves a hash of the code that it ran in the notebook. While code and hash agree, the outputs
 belong to the code and cells are numbered 1, 2, 3 ... as they were run; after any change of code no cell has a number.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -12,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-KEY = "executed_code"               # of the notebook's metadata
+KEY = "executed_code"  # of the notebook's metadata
 
 
 def code_hash(notebook: dict) -> str:
@@ -41,8 +42,15 @@ def clean(path: Path):
     from execnb.nbio import write_nb
     from nbdev.clean import clean_nb
     from nbdev.config import get_config
+
     config, notebook = get_config(), json.loads(path.read_text(encoding="utf-8"))
-    clean_nb(notebook, config.clear_all, [*config.allowed_metadata_keys.split(), KEY], config.allowed_cell_metadata_keys.split(), config.clean_ids)
+    clean_nb(
+        notebook,
+        config.clear_all,
+        [*config.allowed_metadata_keys.split(), KEY],
+        config.allowed_cell_metadata_keys.split(),
+        config.clean_ids,
+    )
     number(notebook)
     write_nb(notebook, path)
 
