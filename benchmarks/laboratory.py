@@ -1,10 +1,11 @@
-"""How fast the simulated atmosphere runs, how its forecasts lose skill, and whether a large archive is calibrated.
+"""Speed of the simulated atmosphere, loss of forecast skill, calibration of a large archive.
 
     python benchmarks/laboratory.py speed                   # a minute
     python benchmarks/laboratory.py skill                   # some ten minutes
-    python benchmarks/laboratory.py archive --archive DIR   # one made by `sslpdl simulate --size course`
+    python benchmarks/laboratory.py archive --archive DIR   # of `sslpdl simulate --size course`
 
-Prints tables and renews its part of benchmarks/results/laboratory.json. Times are medians of interleaved repeats on one thread.
+Prints tables and renews its part of benchmarks/results/laboratory.json. Times are medians of
+interleaved repeats on one thread.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslpdl_nb.simulate.archive import SIZES, Size, calibration, nearest, season, spectrum
+from sslpdl_nb.simulate.archive import SIZES, Size, calibration, nearest, simulate_batch, spectrum
 from sslpdl_nb.core import CLASS_EDGES, environment, write_json
 from sslpdl_nb.grids.types import LambertGrid
 from sslpdl_nb.simulate.model import (
@@ -63,19 +64,19 @@ def speed(device, repeats=5):
 
 
 def skill(groups, leads=(6, 12, 24, 36, 48, 72), resamples=2000):
-    "CSI of raw rain against the truth at each lead time, with intervals by resampling atmospheres; slope of the rain spectrum."
+    "CSI of raw rain against the truth at each lead time; intervals by resampling atmospheres."
     course = SIZES["course"]
-    size = Size(course.n, groups, 1, leads, course.nwp, course.qpe, members=4)
+    size = Size(course.n, groups, 1, leads, nwp=course.nwp, qpe=course.qpe, atmospheres=4)
 
     def one(group):
-        part = season(size, 77, group)
+        part = simulate_batch(size, 77, group)
         o, f = part["truth"].numpy(), nearest(part["forecast"]["rain"].numpy(), size.nwp, size.qpe)
         hits = [
             [(a & b, a & ~b, ~a & b) for a, b in [(f >= edge, o >= edge)]][0]
             for edge in CLASS_EDGES
         ]
         return (
-            np.array(hits).sum((-1, -2)).reshape(2, 3, size.members, 4, len(leads)).sum(3)
+            np.array(hits).sum((-1, -2)).reshape(2, 3, size.atmospheres, 4, len(leads)).sum(3)
         )  # edge, count, atmosphere, lead
 
     with ThreadPoolExecutor(2) as pool:
@@ -95,7 +96,7 @@ def skill(groups, leads=(6, 12, 24, 36, 48, 72), resamples=2000):
 
 def slope(members=12):
     "Slope of the spectrum of nature's rain on squares of 1280 km, at the spacing of `course`."
-    g, rains = torch.Generator().manual_seed(77), []
+    g = torch.Generator().manual_seed(77)
     coarse, nature = (
         MoistQG(NATURE, 64, 6, box_terrain(64)),
         MoistQG(NATURE, 128, 8, box_terrain(128)),
@@ -123,9 +124,9 @@ def main():
     if "speed" in args.what:
         record["speed"] = speed(args.device)
         for name, row in record["speed"].items():
-            print(
-                f"{name:20} {row['steps_per_second']:8.1f} steps/s   {row['ms_per_member_step']:7.2f} ms per member and step"
-            )
+            per_member = row["ms_per_member_step"]
+            print(f"{name:20} {row['steps_per_second']:8.1f} steps/s", end="   ")
+            print(f"{per_member:7.2f} ms per member and step")
     if "skill" in args.what:
         record["skill"] = skill(args.groups)
         print(json.dumps(record["skill"], indent=1))

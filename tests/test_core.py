@@ -353,3 +353,38 @@ def test_core_needs_only_numpy_and_torch():
         ).stdout.strip()
         == "[]"
     )
+
+
+# ------------------------------------------------------------------ a configuration checks itself
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        (dict(edges=(10.0, 0.1)), "edges"),
+        (dict(edges=(0.0, 10.0)), "edges"),
+        (dict(edges=(0.1, 10.0, 30.0)), "class_weights"),
+        (dict(class_weights=(1.0, 5.0)), "class_weights"),
+        (dict(class_weights=(0.0, 5.0, 10.0)), "class_weights"),
+        (dict(image_size=(64, 30)), "image_size"),
+        (dict(token_variables=3), "token_variables"),
+        (dict(pretrain_mask_ratio=1.5), "pretrain_mask_ratio"),
+        (dict(finetune_mask_ratio=-0.1), "finetune_mask_ratio"),
+        (dict(beta=2.0), "beta"),
+        (dict(warmup=1.1), "warmup"),
+        (dict(rain_transform="sqrt"), "rain_transform"),
+        (dict(stem_stride=3), "stem_stride"),
+        (dict(encoder=""), "encoder"),
+        (dict(pretrain_steps=0), "pretrain_steps"),
+    ],
+)
+def test_config_names_the_field_that_does_not_fit(changes, field):
+    with pytest.raises(DataError, match=f"Config: {field}: expected"):
+        get_config("small", **changes)
+    with pytest.raises(DataError, match=f"Config: {field}: expected"):
+        replace(PRESETS["small"], **changes)
+
+
+def test_a_fourth_class_fits_with_a_fourth_weight():
+    four = get_config("small", edges=(0.1, 10.0, 30.0), class_weights=(1, 5, 10, 20))
+    assert len(four.class_weights) == len(four.edges) + 1

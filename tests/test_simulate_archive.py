@@ -1,4 +1,4 @@
-"Archives: reproducible bytes, kills at any moment, refusals, packing, calibration of the committed sample."
+"Archives: reproducible bytes, interruptions, refusals, packing, the committed sample."
 
 import errno
 import json
@@ -24,8 +24,8 @@ from sslpdl_nb.simulate.archive import (
     Size,
     calibration,
     streams,
-    ideal,
-    season,
+    perfect_model_ensemble,
+    simulate_batch,
     simulate,
     spectrum,
 )
@@ -39,7 +39,7 @@ import sys
 from sslpdl_nb.simulate import archive
 from sslpdl_nb.simulate.archive import Size, simulate
 archive.SIZES["course"] = Size(32, 3, 2, (6, 12), *archive._window(6, 16, 8, 12), spinup=4)
-simulate("course", sys.argv[1], 3, draws=1, progress=False, workers=1)
+simulate("course", sys.argv[1], 3, members=1, progress=False, workers=1)
 """
 
 
@@ -89,7 +89,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(undisturbed, tmp_path)
 @pytest.mark.parametrize("when", ["rename", "cleanup"])
 def test_killed_while_finishing(undisturbed, tmp_path, monkeypatch, when):
     monkeypatch.setitem(archive.SIZES, "course", TOY)
-    target, real = (os, "replace"), os.replace
+    real = os.replace
     if when == "rename":
 
         def broken(a, b):
@@ -108,10 +108,10 @@ def test_killed_while_finishing(undisturbed, tmp_path, monkeypatch, when):
             ),
         )
     with pytest.raises(KeyboardInterrupt):
-        simulate("course", tmp_path / "x", 3, draws=1, progress=False)
+        simulate("course", tmp_path / "x", 3, members=1, progress=False)
     monkeypatch.undo()
     monkeypatch.setitem(archive.SIZES, "course", TOY)
-    simulate("course", tmp_path / "x", 3, draws=1, progress=False)
+    simulate("course", tmp_path / "x", 3, members=1, progress=False)
     assert tree(tmp_path / "x") == tree(undisturbed)
 
 
@@ -129,27 +129,28 @@ def test_zarr_is_consolidated_cf(undisturbed):
 
 
 def test_what_is_written_is_what_was_simulated(undisturbed):
-    part = season(TOY, 3, 2, draws=1)
+    part = simulate_batch(TOY, 3, 2, members=1)
     ds = xr.open_zarr(undisturbed / "nwp.zarr").isel(time=slice(16, 24))
     for v in VARIABLES:
         step = PACKING.get(v.name, archive.WIND)[0]
         assert np.abs(ds[v.name].values - part["forecast"][v.name].numpy()).max() <= 0.51 * step
-    seen = xr.open_zarr(undisturbed / "qpe.zarr").rain.values[32:].reshape(part["seen"].shape)
+    seen = xr.open_zarr(undisturbed / "qpe.zarr").rain.values[32:].reshape(part["observed"].shape)
     assert (
-        np.array_equal(np.isnan(seen), np.isnan(part["seen"].numpy()))
-        and np.nanmax(np.abs(seen - part["seen"].numpy())) < 0.011
+        np.array_equal(np.isnan(seen), np.isnan(part["observed"].numpy()))
+        and np.nanmax(np.abs(seen - part["observed"].numpy())) < 0.011
     )
-    p = xr.open_zarr(undisturbed / "ideal.zarr").probability.values
-    assert np.isnan(p[:16]).all() and np.abs(p[16:] - part["ideal"].numpy()).max() < 0.003
+    p = xr.open_zarr(undisturbed / "perfect_model_ensemble.zarr").probability.values
+    best = part["perfect_model_ensemble"].numpy()
+    assert np.isnan(p[:16]).all() and np.abs(p[16:] - best).max() < 0.003
 
 
 def test_netcdf_has_the_same_bytes_twice(tmp_path):
     for name in "ab":
-        simulate(TOY, tmp_path / name, 1, draws=1, progress=False)
+        simulate(TOY, tmp_path / name, 1, members=1, progress=False)
     assert tree(tmp_path / "a") == tree(tmp_path / "b") and set(tree(tmp_path / "a")) == {
         "nwp.nc",
         "qpe.nc",
-        "ideal.nc",
+        "perfect_model_ensemble.nc",
     }
 
 
@@ -157,7 +158,7 @@ def test_groups_have_seeds_of_their_own():
     assert (
         len({r.initial_seed() for s in range(20) for g in range(20) for r in streams(s, g)}) == 1200
     )
-    assert not torch.equal(season(TOY, 0, 0)["truth"], season(TOY, 0, 1)["truth"])
+    assert not torch.equal(simulate_batch(TOY, 0, 0)["truth"], simulate_batch(TOY, 0, 1)["truth"])
 
 
 def test_no_atmosphere_is_in_two_splits():
@@ -174,8 +175,8 @@ def test_no_atmosphere_is_in_two_splits():
 
 
 def test_the_ideal_ensemble_changes_nothing_else():
-    one, two = season(TOY, 0, 0), season(TOY, 0, 0, draws=1)
-    assert "ideal" in two and torch.equal(one["seen"], two["seen"])
+    one, two = simulate_batch(TOY, 0, 0), simulate_batch(TOY, 0, 0, members=1)
+    assert "perfect_model_ensemble" in two and torch.equal(one["observed"], two["observed"])
     assert all(torch.equal(one["forecast"][v.name], two["forecast"][v.name]) for v in VARIABLES)
 
 
@@ -233,7 +234,7 @@ def test_a_group_of_the_largest_size_fits_in_memory():
 
 def test_after_a_full_disk_only_the_rest_needs_room(tmp_path, monkeypatch):
     real, calls, need = (
-        archive._write_group,
+        archive._write_batch,
         [],
         TOY.times * 2 * (2 * len(VARIABLES) * np.prod(TOY.nwp.shape) + 2 * np.prod(TOY.qpe.shape)),
     )
@@ -245,7 +246,7 @@ def test_after_a_full_disk_only_the_rest_needs_room(tmp_path, monkeypatch):
         real(*a)
 
     with monkeypatch.context() as m:
-        m.setattr(archive, "_write_group", quota)
+        m.setattr(archive, "_write_batch", quota)
         with pytest.raises(DataError, match="full one"):
             simulate(TOY, tmp_path, progress=False, workers=1)
     monkeypatch.setattr(
@@ -268,18 +269,19 @@ def test_bad_size_and_full_disk(tmp_path, monkeypatch):
         def full(*a):
             raise OSError(28, "No space left on device")
 
-        m.setattr(archive, "_write_group", full)
+        m.setattr(archive, "_write_batch", full)
         with pytest.raises(DataError, match="room on the disk"):
             simulate(TOY, tmp_path, progress=False)
     simulate(TOY, tmp_path, progress=False)  # and it goes on
     assert (tmp_path / "nwp.nc").exists()
 
 
-def test_ideal_ensemble_is_certain_without_analysis_error():
+def test_perfect_model_ensemble_is_certain_without_analysis_error():
     model = MoistQG(NATURE, 32, 6)
     z, _ = run(model, start(model, 2, torch.Generator().manual_seed(0)), 24 * 6)
     same = z[:1].repeat(3, 1, 1, 1)  # a pool without differences
-    p = ideal(model, z, same, (3,), TOY.qpe, torch.Generator().manual_seed(0), draws=2, cells=3)
+    options = dict(grid=TOY.qpe, generator=torch.Generator().manual_seed(0), members=2, cells=3)
+    p = perfect_model_ensemble(model, z, same, (3,), **options)
     assert p.shape == (8, 1, 2, 16, 8)
     dry = p[:, :, 0] == 0
     assert 0.05 < dry.float().mean() < 1 and (p[:, :, 1][dry] == 0).all()
@@ -306,7 +308,7 @@ def test_the_committed_sample_is_what_the_size_says():
     with (
         xr.open_dataset(TINY / "nwp.nc") as nwp,
         xr.open_dataset(TINY / "qpe.nc") as qpe,
-        xr.open_dataset(TINY / "ideal.nc") as best,
+        xr.open_dataset(TINY / "perfect_model_ensemble.nc") as best,
     ):
         assert nwp.sizes["time"] == size.times and qpe.sizes["time"] == size.times * len(size.leads)
         assert nwp.attrs["size"] == "tiny" and (qpe.y.size, qpe.x.size) == size.qpe.shape

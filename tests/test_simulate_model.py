@@ -1,4 +1,4 @@
-"The simulated atmosphere obeys its equations: budgets, conserved quantities, linear theory, interpolation, seeds."
+"The simulated atmosphere obeys its equations: budgets, linear theory, interpolation, seeds."
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from sslpdl_nb.simulate.model import (
     analysis,
     at_levels,
     box_terrain,
-    lumpy,
+    rain_at_points,
     random_field,
     rates,
     resize,
@@ -27,10 +27,10 @@ from sslpdl_nb.simulate.model import (
     start,
     step,
     terrain,
-    times,
+    complex_times_real,
     to_points,
     twin,
-    upslope,
+    orographic_enhancement,
 )
 
 DRY = replace(NATURE, heating=0.0, evaporation=0.0, drag=0.0)
@@ -158,12 +158,12 @@ def test_time_runs_forward():
 def test_times_and_inversion():
     model = MoistQG(NATURE, 16, dtype=torch.float64)
     a = torch.randn(2, 2, 16, 9, dtype=torch.complex128)
-    assert torch.allclose(times(a, model.k2), a * model.k2[..., 0])
+    assert torch.allclose(complex_times_real(a, model.k2), a * model.k2[..., 0])
     psi = model.invert(a)
     q = torch.stack(
         [
-            -times(psi[:, 0], model.k2) - (psi[:, 0] - psi[:, 1]) / 2,
-            -times(psi[:, 1], model.k2) + (psi[:, 0] - psi[:, 1]) / 2,
+            -complex_times_real(psi[:, 0], model.k2) - (psi[:, 0] - psi[:, 1]) / 2,
+            -complex_times_real(psi[:, 1], model.k2) + (psi[:, 0] - psi[:, 1]) / 2,
         ],
         1,
     )
@@ -240,10 +240,10 @@ def test_a_field_without_waves_is_refused():
 
 def test_rain_on_windward_slopes():
     x, y = np.meshgrid(np.linspace(-5e4, 5e4, 11) + CENTRE[0], np.array([CENTRE[1]]))
-    up = upslope(torch.full((1, 1, 11), 10.0), torch.zeros(1, 1, 11), x, y, 0.0)
-    down = upslope(torch.full((1, 1, 11), -10.0), torch.zeros(1, 1, 11), x, y, 0.0)
+    up = orographic_enhancement(torch.full((1, 1, 11), 10.0), torch.zeros(1, 1, 11), x, y, 0.0)
+    down = orographic_enhancement(torch.full((1, 1, 11), -10.0), torch.zeros(1, 1, 11), x, y, 0.0)
     assert torch.allclose(up * down, torch.ones_like(up), atol=1e-5) and up.max() > 1.02
-    rain = lumpy(
+    rain = rain_at_points(
         torch.zeros(1, 32, 32),
         *torch.zeros(2, 1, 32, 32),
         *np.meshgrid(np.arange(32) * 1e4, np.arange(32) * 1e4),
