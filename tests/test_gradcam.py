@@ -9,12 +9,12 @@ from torch import nn
 from sslpdl_nb.core import DataError
 from sslpdl_nb.gradcam import (
     GradCAM,
+    cascading_randomisation,
     channels_first,
-    randomise,
+    class_activation_map,
+    normalise,
+    randomise_parameters,
     rank_correlation,
-    sanity_check,
-    stretch,
-    weighted_map,
 )
 
 
@@ -29,7 +29,10 @@ class Net(nn.Module):
 
     def forward(self, x):
         z = self.encoder(x)
-        z = self.deep(z.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.last else self.deep(z)
+        if self.last:
+            z = self.deep(z.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        else:
+            z = self.deep(z)
         return nn.functional.interpolate(self.head(z), size=x.shape[-2:], mode="bilinear")
 
 
@@ -53,11 +56,11 @@ def explain(net, layer, *args):
 
 def test_range_shape_and_both_layouts(pair, x):
     mask = torch.ones(16, 8)
-    a, b = (explain(net, "deep", x, 1, mask) for net in pair)
-    assert (
-        a.shape == (3, 16, 8) and a.min() >= 0 and a.max() <= 1 and torch.allclose(a, b, atol=1e-6)
-    )
-    assert not a.requires_grad
+    first, last = (explain(net, "deep", x, 1, mask) for net in pair)
+    assert first.shape == (3, 16, 8)
+    assert first.min() >= 0 and first.max() <= 1
+    assert torch.allclose(first, last, atol=1e-6)
+    assert not first.requires_grad
 
 
 def test_samples_do_not_see_each_other(pair, x):
@@ -71,9 +74,8 @@ def test_samples_do_not_see_each_other(pair, x):
 
 def test_default_mask_is_the_predicted_class(pair, x):
     net = pair[0].eval()
-    assert torch.allclose(
-        explain(net, "deep", x, 0), explain(net, "deep", x, 0, net(x).argmax(1) == 0)
-    )
+    predicted = net(x).argmax(1) == 0
+    assert torch.allclose(explain(net, "deep", x, 0), explain(net, "deep", x, 0, predicted))
 
 
 def test_a_class_that_is_never_predicted_gives_zeros(pair, x):
@@ -151,30 +153,35 @@ def test_a_layer_that_does_not_lead_to_the_logits(x):
 
 
 def test_layout_of_odd_shapes():
-    assert channels_first(torch.zeros(1, 128, 4, 2), (64, 32)) and not channels_first(
-        torch.zeros(1, 4, 2, 128), (64, 32)
-    )
-    assert not channels_first(torch.zeros(1, 14, 8, 512), (224, 128)) and channels_first(
-        torch.zeros(1, 256, 28, 16), (224, 128)
-    )
-    with pytest.raises(DataError, match="layout"):
-        channels_first(torch.zeros(1, 8, 8, 8), (16, 16))
+    assert channels_first(torch.zeros(1, 128, 4, 2), (64, 32))
+    assert not channels_first(torch.zeros(1, 4, 2, 128), (64, 32))
+    assert not channels_first(torch.zeros(1, 14, 8, 512), (224, 128))
+    assert channels_first(torch.zeros(1, 256, 28, 16), (224, 128))
+    for ambiguous in ((1, 8, 8, 8), (1, 16, 8, 4)):
+        with pytest.raises(DataError, match="layout"):
+            channels_first(torch.zeros(ambiguous), (16, 8) if ambiguous[3] == 4 else (16, 16))
+
+
+def test_the_layout_can_be_said(pair, x):
+    "Maps (b, 16, 8, 4) fit the proportions 2 : 1 in both layouts."
+    with GradCAM(pair[0], "deep", layout="nchw") as said, GradCAM(pair[0], "deep") as found:
+        mask = torch.ones(16, 8)
+        assert torch.equal(said.cam(x, 1, mask), found.cam(x, 1, mask))
 
 
 def test_formula():
     a = torch.randn(2, 5, 3, 4)
-    assert torch.allclose(weighted_map(a, torch.ones_like(a)), a.sum(1).relu(), atol=1e-6)
-    assert not weighted_map(a.abs(), -torch.ones_like(a)).any()
-    assert not stretch(torch.zeros(1, 2, 2)).any() and not stretch(torch.full((1, 1, 1), 3.0)).any()
+    assert torch.allclose(class_activation_map(a, torch.ones_like(a)), a.sum(1).relu(), atol=1e-6)
+    assert not class_activation_map(a.abs(), -torch.ones_like(a)).any()
+    assert not normalise(torch.zeros(1, 2, 2)).any()
+    assert not normalise(torch.full((1, 1, 1), 3.0)).any()
 
 
 def test_rank_correlation_against_scipy():
     stats = pytest.importorskip("scipy.stats")
     a, b = torch.randint(0, 4, (2, 1, 5, 6)).float()
-    assert (
-        abs(float(rank_correlation(a, b)) - stats.spearmanr(a.flatten(), b.flatten()).statistic)
-        < 1e-9
-    )
+    expected = stats.spearmanr(a.flatten(), b.flatten()).statistic
+    assert abs(float(rank_correlation(a, b)) - expected) < 1e-9
 
 
 def test_what_all_classes_share_changes_nothing(pair, x):
@@ -189,20 +196,21 @@ def test_empty_maps_prove_nothing(pair, x):
     for p in (net.encoder[0].weight, net.encoder[0].bias):
         nn.init.zeros_(p)  # nothing to see: all maps are zero
     with pytest.raises(DataError, match="empty maps"):
-        sanity_check(net, "deep", x, 1, torch.ones(3, 16, 8), ["head"])
+        cascading_randomisation(net, "deep", x, 1, torch.ones(3, 16, 8), parts=["head"])
 
 
-def test_sanity_check_leaves_the_model_alone(pair, x):
-    net = pair[0]
+def test_cascading_randomisation_leaves_the_model_alone(pair, x):
+    net, mask = pair[0], torch.ones(3, 16, 8)
     before = copy.deepcopy(net.state_dict())
-    r = sanity_check(net, "deep", x, 1, torch.ones(3, 16, 8), ["head", "encoder"], seed=1)
-    assert list(r) == ["head", "encoder"] and all(-1 <= v <= 1 for v in r.values())
-    assert r == sanity_check(net, "deep", x, 1, torch.ones(3, 16, 8), ["head", "encoder"], seed=1)
+    parts = ["head", "encoder"]
+    result = cascading_randomisation(net, "deep", x, 1, mask, parts=parts, seed=1)
+    assert list(result) == parts and all(-1 <= v <= 1 for v in result.values())
+    assert result == cascading_randomisation(net, "deep", x, 1, mask, parts=parts, seed=1)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
-def test_randomise_keeps_the_values():
+def test_randomise_parameters_keeps_the_values():
     layer = nn.Linear(5, 4)
     values = layer.weight.detach().flatten().sort().values
-    randomise(layer, torch.Generator().manual_seed(0))
+    randomise_parameters(layer, torch.Generator().manual_seed(0))
     assert torch.equal(layer.weight.detach().flatten().sort().values, values)

@@ -52,20 +52,15 @@ def test_labels_are_probabilities(values, alpha, beta):
 @settings(max_examples=50, deadline=None)
 @given(rates)
 def test_one_hot_is_the_class_of_core(values):
-    assert one_hot(field(values)).argmax(0).tolist() == rain_class(field(values).numpy()).tolist()
-    assert (
-        mixed_labels(field(values), beta=0.75).argmax(0).tolist()
-        == rain_class(field(values).numpy()).tolist()
-    )
+    expected = rain_class(field(values).numpy()).tolist()
+    assert one_hot(field(values)).argmax(0).tolist() == expected
+    assert mixed_labels(field(values), beta=0.75).argmax(0).tolist() == expected
 
 
 def test_class_axis_stands_before_rows_and_columns():
     rain = torch.rand(2, 5, 6, 7) * 20
-    assert (
-        one_hot(rain).shape
-        == density_labels(rain, edges=(0.1, 1.0, 10.0))[:, :, :3].shape
-        == (2, 5, 3, 6, 7)
-    )
+    assert one_hot(rain).shape == (2, 5, 3, 6, 7)
+    assert density_labels(rain, edges=(0.1, 1.0, 10.0)).shape == (2, 5, 4, 6, 7)
     assert torch.equal(density_labels(rain)[1, 3], density_labels(rain[1, 3]))
 
 
@@ -98,26 +93,35 @@ def random_case(seed=0):
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.0, 5.0, 10.0)])
 def test_loss_equals_torch(weights):
     logits, rain = random_case()
-    theirs = F.cross_entropy(
-        logits, torch.from_numpy(rain_class(rain)), weight=torch.tensor(weights)
-    )
-    assert torch.isclose(
-        label_loss(
-            logits, mixed_labels(rain, beta=1.0), torch.ones_like(rain, dtype=bool), weights
-        ),
-        theirs,
-    )
+    classes, observed = torch.from_numpy(rain_class(rain)), torch.ones_like(rain, dtype=bool)
+    theirs = F.cross_entropy(logits, classes, weight=torch.tensor(weights))
+    ours = label_loss(logits, mixed_labels(rain, beta=1.0), observed, weights)
+    assert torch.isclose(ours, theirs)
+
+
+def test_mixing_labels_is_mixing_losses():
+    "One normalisation: the loss of the mixed label from the two losses and their denominators."
+    logits, rain = random_case(1)
+    observed, weights = torch.ones_like(rain, dtype=bool), torch.tensor([1.0, 5.0, 10.0])
+
+    def parts(labels):
+        total = (weights.view(-1, 1, 1) * labels).sum()
+        return label_loss(logits, labels, observed, weights) * total, total
+
+    (hot, hot_total), (hats, hats_total) = parts(one_hot(rain)), parts(density_labels(rain))
+    expected = (0.75 * hot + 0.25 * hats) / (0.75 * hot_total + 0.25 * hats_total)
+    mixed = label_loss(logits, mixed_labels(rain, beta=0.75), observed, weights)
+    assert torch.isclose(mixed, expected)
 
 
 def test_loss_ignores_what_was_not_observed():
     logits, rain = random_case()
-    holes = rain.clone()
-    holes[:, :2] = torch.nan
+    gaps = rain.clone()
+    gaps[:, :2] = torch.nan
     full = label_loss(logits[:, :, 2:], mixed_labels(rain[:, 2:]), torch.ones(2, 2, 5, dtype=bool))
-    assert torch.isclose(label_loss(logits, mixed_labels(holes), ~holes.isnan()), full)
-    assert torch.isclose(
-        label_loss(logits, mixed_labels(rain), ~holes.isnan()), full
-    )  # valid alone is enough
+    assert torch.isclose(label_loss(logits, mixed_labels(gaps), ~gaps.isnan()), full)
+    # the mask of observed pixels alone is enough
+    assert torch.isclose(label_loss(logits, mixed_labels(rain), ~gaps.isnan()), full)
 
 
 def test_loss_without_any_observation_is_zero_with_zero_gradient():
@@ -130,14 +134,14 @@ def test_loss_without_any_observation_is_zero_with_zero_gradient():
 
 def test_loss_is_smallest_at_the_label():
     label = density_labels(torch.tensor([[[5.0]]]))
-    valid = torch.ones(1, 1, 1, dtype=bool)
-    best = label_loss((label + 1e-9).log(), label, valid, (1.0, 1.0, 1.0))
+    observed, weights = torch.ones(1, 1, 1, dtype=bool), (1.0, 1.0, 1.0)
+    best = label_loss((label + 1e-9).log(), label, observed, weights)
     for _ in range(20):
-        assert label_loss(torch.randn(1, 3, 1, 1), label, valid, (1.0, 1.0, 1.0)) >= best - 1e-6
+        other = torch.randn(1, 3, 1, 1)
+        assert label_loss(other, label, observed, weights) >= best - 1e-6
 
 
 def test_loss_wants_equal_shapes():
+    observed = torch.ones(1, 4, 4, dtype=bool)
     with pytest.raises(DataError, match="logits"):
-        label_loss(
-            torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4), torch.ones(1, 4, 4, dtype=bool)
-        )
+        label_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4), observed)

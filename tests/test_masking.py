@@ -5,24 +5,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sslpdl_nb.core import VARIABLES  # noqa: F401
-from sslpdl_nb.core import DataError, get_config
+from sslpdl_nb.core import VARIABLES, DataError, get_config
 from sslpdl_nb.masking import (
-    MaskedModel,
     MaskedEmbed,
+    MaskedModel,
     block_mask,
     masked_loss,
-    mean_guess,
-    nearest_guess,
+    mean_baseline,
+    nearest_baseline,
     patchify,
     pixel_mask,
     random_mask,
     unpatchify,
     variable_mask,
-    visible_mean_guess,
+    visible_mean_baseline,
 )
 
 TINY = get_config("small", image_size=(16, 8), patch_size=4)
+N_VARIABLES = len(VARIABLES)
 sizes = st.integers(1, 4)
 
 
@@ -79,15 +79,12 @@ def test_samples_get_different_masks_and_seeds_repeat_them():
 
 
 def test_structured_masks():
-    variables, places = (
-        variable_mask(3, (4, 2, 5), 0.5).view(3, 4, 10),
-        block_mask(3, (4, 2, 5), 0.4).view(3, 4, 10),
-    )
-    assert (
-        set(variables.sum(2).flatten().tolist()) == {0.0, 10.0}
-        and (variables.mean(2).sum(1) == 2).all()
-    )
-    assert (places == places[:, :1]).all() and (places[:, 0].sum(1) == 4).all()
+    variables = variable_mask(3, (4, 2, 5), 0.5).view(3, 4, 10)
+    assert set(variables.sum(2).flatten().tolist()) == {0.0, 10.0}
+    assert (variables.mean(2).sum(1) == 2).all()
+    places = block_mask(3, (4, 2, 5), 0.4).view(3, 4, 10)
+    assert (places == places[:, :1]).all()
+    assert (places[:, 0].sum(1) == 4).all()
 
 
 def test_loss_by_hand_and_blind_to_kept_tokens():
@@ -100,24 +97,25 @@ def test_loss_by_hand_and_blind_to_kept_tokens():
 
 
 def test_embedding_cannot_see_hidden_numbers():
-    embed, x, mask = MaskedEmbed(TINY), torch.randn(2, 16, 16, 8), random_mask(2, 32, 0.75)
-    hidden = pixel_mask(mask, 4, 4, (16, 16, 8)).bool()
+    embed, x = MaskedEmbed(TINY), torch.randn(2, N_VARIABLES, 16, 8)
+    mask = random_mask(2, embed.n, 0.75)
+    hidden = pixel_mask(mask, 4, 4, x.shape[1:]).bool()
     assert torch.equal(embed(x, mask), embed(torch.where(hidden, torch.nan, x), mask))
     assert not torch.equal(embed(x, mask), embed(x, torch.zeros_like(mask)))
 
 
 def test_embedding_refuses_another_size():
     with pytest.raises(DataError, match="MaskedEmbed"):
-        MaskedEmbed(TINY)(torch.zeros(1, 16, 8, 16), torch.zeros(1, 32))
+        MaskedEmbed(TINY)(torch.zeros(1, N_VARIABLES, 8, 16), torch.zeros(1, 32))
     with pytest.raises(DataError, match="multiples"):
         MaskedEmbed(get_config("small", image_size=(15, 8)))
 
 
-def test_autoencoder_trains_every_parameter():
+def test_reconstruction_trains_every_parameter():
     torch.manual_seed(0)
     config = get_config("small", image_size=(32, 32), drop_path=0.0)
-    model = MaskedModel(config, len(VARIABLES))
-    x, mask = torch.randn(2, 16, 32, 32), random_mask(2, 256, 0.75)
+    model = MaskedModel(config, N_VARIABLES)
+    x, mask = torch.randn(2, N_VARIABLES, 32, 32), random_mask(2, 256, 0.75)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     for _ in range(3):  # offsets start at zero, so some gradients only appear after the first step
         optimizer.zero_grad()
@@ -127,24 +125,44 @@ def test_autoencoder_trains_every_parameter():
     assert not dead
 
 
-def test_guesses():
-    x, mask = torch.randn(2, 4, 4, 4), torch.zeros(2, 8)
-    assert not mean_guess(x, mask, 2, 2).any()
-    assert torch.allclose(visible_mean_guess(x, mask, 2, 2)[:, :, 0, 0], x.mean((2, 3)), atol=1e-6)
-    assert not visible_mean_guess(
-        x, torch.ones(2, 8), 2, 2
-    ).any()  # nothing visible: the training mean
-    assert (
-        torch.equal(nearest_guess(x, torch.zeros(2, 8), 2, 2), x)
-        and not nearest_guess(x, torch.ones(2, 8), 2, 2).any()
-    )
+def test_one_model_two_heads():
+    "The two tasks share embedding and encoder; only the last layer differs in shape."
+    fields, classes = MaskedModel(TINY, N_VARIABLES).eval(), MaskedModel(TINY, 3).eval()
+    x, mask = torch.randn(2, N_VARIABLES, 16, 8), random_mask(2, 32, 0.75)
+    assert fields(x, mask).shape == x.shape
+    assert classes(x, mask).shape == (2, 3, 16, 8)
+    assert torch.equal(classes(x), classes(x, torch.zeros(2, 32)))  # no mask: nothing is masked
+    ours, theirs = fields.state_dict(), classes.state_dict()
+    assert list(ours) == list(theirs)
+    other = [name for name in ours if ours[name].shape != theirs[name].shape]
+    assert other == ["decoder.head.weight", "decoder.head.bias"]
+
+
+def test_model_is_made_in_a_fixed_order():
+    "Scores of a seed depend on the order in which parameters are made."
+    torch.manual_seed(0)
+    model = MaskedModel(TINY, 3)
+    torch.manual_seed(0)
+    assert torch.equal(MaskedEmbed(TINY).project.weight, model.embed.project.weight)
+    assert [name for name, _ in model.named_children()] == ["embed", "encoder", "decoder"]
+
+
+def test_baselines():
+    x, visible, hidden = torch.randn(2, 4, 4, 4), torch.zeros(2, 8), torch.ones(2, 8)
+    assert not mean_baseline(x, visible, 2, 2).any()
+    means = visible_mean_baseline(x, visible, 2, 2)
+    assert torch.allclose(means[:, :, 0, 0], x.mean((2, 3)), atol=1e-6)
+    assert not visible_mean_baseline(x, hidden, 2, 2).any()  # the training mean
+    assert torch.equal(nearest_baseline(x, visible, 2, 2), x)
+    assert not nearest_baseline(x, hidden, 2, 2).any()
 
 
 def test_nearest_pixel_of_every_variable_by_brute_force():
     g = torch.Generator().manual_seed(1)
     x, mask = torch.randn(2, 4, 6, 8, generator=g), random_mask(2, 24, 0.75, g)
-    hidden, guess = pixel_mask(mask, 2, 2, (4, 6, 8)).bool(), nearest_guess(x, mask, 2, 2)
+    hidden = pixel_mask(mask, 2, 2, (4, 6, 8)).bool()
+    nearest = nearest_baseline(x, mask, 2, 2)
     for b, v, i, j in torch.cartesian_prod(*map(torch.arange, x.shape)).tolist():
         rows, cols = (~hidden[b, v]).nonzero(as_tuple=True)
         distance = (rows - i) ** 2 + (cols - j) ** 2
-        assert guess[b, v, i, j] in x[b, v, rows, cols][distance == distance.min()]
+        assert nearest[b, v, i, j] in x[b, v, rows, cols][distance == distance.min()]
