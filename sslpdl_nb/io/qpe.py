@@ -20,9 +20,9 @@ from sslpdl_nb.core import DataError, GridError, SSLPDLError, VARIABLES, mismatc
 from sslpdl_nb.io.nwp import _is_amount, millimetres
 from sslpdl_nb.io.fields import list_files
 from sslpdl_nb.grids.types import crs_attributes, projected_grid, cf_coordinates
-from sslpdl_nb.io.fields import Field, kind_of, named
+from sslpdl_nb.io.fields import Field, add_file_name, file_type
 from sslpdl_nb.io.grib import grib_fields
-from sslpdl_nb.io.netcdf import _netcdf_values, netcdf_grid, open_lazy
+from sslpdl_nb.io.netcdf import netcdf_values, netcdf_grid, open_lazy
 from sslpdl_nb.io.nwp import _check_axis, _check_grid, _field, _is_ours, _read_dataset, _named
 
 # %% auto #0
@@ -31,7 +31,7 @@ __all__ = [
     "Radar",
     "knmi_fields",
     "rain_fields",
-    "windows",
+    "accumulation_windows",
     "read_qpe",
     "check_qpe",
     "open_qpe",
@@ -176,17 +176,16 @@ def knmi_fields(
     hours = float((end - begin) / np.timedelta64(1, "h"))
     return [
         Field(
-            "rain",
-            "surface",
-            0.0,
-            end,
-            -hours,
-            0.0,
-            "mm",
-            Path(path).name,
-            False,
-            grid,
-            partial(_knmi_values, str(path)),
+            name="rain",
+            level_type="surface",
+            level=0.0,
+            reference_time=end,
+            start_step=-hours,
+            end_step=0.0,
+            units="mm",
+            file_name=Path(path).name,
+            grid=grid,
+            read=partial(_knmi_values, str(path)),
         )
     ]
 
@@ -227,16 +226,16 @@ def _imerg_fields(path, radar) -> list:
     span = _span(radar, radar.minutes or 30)
     return [
         Field(
-            "rain",
-            "surface",
-            0.0,
-            t,
-            *span,
-            units,
-            Path(path).name,
-            False,
-            grid,
-            partial(_imerg_values, str(path), name, k),
+            name="rain",
+            level_type="surface",
+            level=0.0,
+            reference_time=t,
+            start_step=span[0],
+            end_step=span[1],
+            units=units,
+            file_name=Path(path).name,
+            grid=grid,
+            read=partial(_imerg_values, str(path), name, k),
         )
         for k, t in enumerate(begin)
     ]
@@ -249,7 +248,7 @@ def _span(radar, minutes) -> tuple:
 
 def _plain_values(path, name, index, down, missing) -> np.ndarray:
     "One image of a NetCDF variable; codes for missing become NaN."
-    values = _netcdf_values(path, name, index, False, down)
+    values = netcdf_values(path, name, index, from_north=down)
     return np.where(values <= missing, np.nan, values)
 
 
@@ -275,16 +274,16 @@ def _plain_fields(path, radar) -> list:
     span = _span(radar, _minutes(radar, units, minutes, times, f"{where}: {name}"))
     return [
         Field(
-            "rain",
-            "surface",
-            0.0,
-            t,
-            *span,
-            units,
-            where,
-            False,
-            grid,
-            partial(
+            name="rain",
+            level_type="surface",
+            level=0.0,
+            reference_time=t,
+            start_step=span[0],
+            end_step=span[1],
+            units=units,
+            file_name=where,
+            grid=grid,
+            read=partial(
                 _plain_values, str(path), name, ((axes[0], k),) if axes else (), down, radar.missing
             ),
         )
@@ -364,12 +363,12 @@ def rain_fields(
         )
     radar, kind = (
         RADARS.get(source, source) if not isinstance(source, Radar) else source,
-        kind_of(path),
+        file_type(path),
     )
     try:
         fields = _rain_fields(path, radar, kind)
     except SSLPDLError as error:
-        raise named(path, error) from error
+        raise add_file_name(path, error) from error
     return (
         fields
         if radar is None or not radar.offset
@@ -444,14 +443,14 @@ def _end(f):
     return f.reference_time + np.timedelta64(round(f.end_step * 3600), "s")
 
 
-def _window(images, hours, min_valid) -> np.ndarray:
+def window_mean(images, accumulation, min_valid) -> np.ndarray:
     "Mean rain rate of a window, mm/h."
     total = seen = 0.0
     for f in images:
         a, minutes = millimetres(f), 60 * (f.end_step - f.start_step)
         total, seen = total + np.nan_to_num(a), seen + np.where(np.isfinite(a), minutes, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        rate = np.where(seen >= 60 * hours * min_valid - 1e-6, total / seen * 60, np.nan)
+        rate = np.where(seen >= 60 * accumulation * min_valid - 1e-6, total / seen * 60, np.nan)
     where = (
         f"{images[0].file_name} and {len(images) - 1} more"
         if len(images) > 1
@@ -465,24 +464,30 @@ def _window(images, hours, min_valid) -> np.ndarray:
 
 
 # %% ../../nbs/42_io_qpe.ipynb #0f8b65e6
-def windows(
+def accumulation_windows(
     images,  # from rain_fields
-    hours: float = 1.0,  # length of a window
+    accumulation: float = 1.0,  # length of a window
     min_valid: float = 1.0,  # smallest share of it that must be covered
     refused: dict = None,  # takes the reasons of images left out, by file; None = such images are an error
 ) -> tuple:  # {end of the window: its images}; number of windows with too few images
     "Which images make which hour."
-    if not 0 < min_valid <= 1 or hours <= 0:
+    if not 0 < min_valid <= 1 or accumulation <= 0:
         raise DataError(
             mismatch(
-                "hours, min_valid", "a positive length and a share up to 1", (hours, min_valid)
+                "accumulation, min_valid",
+                "a positive length and a share up to 1",
+                (accumulation, min_valid),
             )
         )
     images = _consistent(sorted(images, key=_end), refused)
     longest = max(f.end_step - f.start_step for f in images)
-    if longest > hours + 1e-6 or min(f.end_step - f.start_step for f in images) <= 0:
+    if longest > accumulation + 1e-6 or min(f.end_step - f.start_step for f in images) <= 0:
         raise DataError(
-            mismatch(f"{images[0].file_name}: images", f"spans up to {hours:g} h", f"{longest:g} h")
+            mismatch(
+                f"{images[0].file_name}: images",
+                f"spans up to {accumulation:g} h",
+                f"{longest:g} h",
+            )
         )
     ends, one, out, thin = np.array([_end(f) for f in images]), np.timedelta64(1, "h"), {}, 0
     begins = np.array([_begin(f) for f in images])
@@ -491,12 +496,12 @@ def windows(
         inside = [
             images[k]
             for k in np.flatnonzero(
-                (ends <= t) & (begins >= t - np.timedelta64(round(hours * 3600), "s"))
+                (ends <= t) & (begins >= t - np.timedelta64(round(accumulation * 3600), "s"))
             )
         ]
         if not inside:
             continue
-        if sum(f.end_step - f.start_step for f in inside) >= hours * min_valid - 1e-6:
+        if sum(f.end_step - f.start_step for f in inside) >= accumulation * min_valid - 1e-6:
             out[t.astype("datetime64[ns]")] = inside
         else:
             thin += 1
@@ -536,7 +541,7 @@ def _consistent(images, refused) -> list:
 def read_qpe(
     paths,  # file, folder, or several
     source=None,  # key of RADARS or a Radar of your own; None = by the look of the file
-    hours: float = 1.0,  # length of the windows; three where a forecast gives rain of three hours
+    accumulation: float = 1.0,  # length of the windows; three where a forecast gives rain of three accumulation
     min_valid: float = 1.0,  # smallest share of a window that must be seen
     memory: float = 5e8,  # bytes: larger datasets stay lazy
 ) -> xr.Dataset:  # rain (time, y, x) mm/h, time = end of the window, NaN = not observed
@@ -546,17 +551,17 @@ def read_qpe(
     name = Path(files[0]).name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     if not images:
         raise DataError(mismatch(f"{name}: images of rain", "at least one", "none"))
-    table, thin = windows(images, hours, min_valid)
+    table, thin = accumulation_windows(images, accumulation, min_valid)
     if not table:
         raise DataError(
             mismatch(
-                f"{name}: windows of {hours:g} h",
+                f"{name}: windows of {accumulation:g} h",
                 f"one that is covered to {min_valid:.0%}",
                 f"none; {len(images)} images of {60 * (images[0].end_step - images[0].start_step):g} minutes",
             )
         )
     grid, times = images[0].grid, sorted(table)
-    make = partial(_window, hours=hours, min_valid=min_valid)
+    make = partial(window_mean, accumulation=accumulation, min_valid=min_valid)
     if len(times) * np.prod(grid.shape) * 4 <= memory:
         rain = np.stack([make(table[t]) for t in times])
     else:
@@ -567,7 +572,7 @@ def read_qpe(
             [da.from_delayed(delayed(make)(table[t]), grid.shape, np.float32) for t in times]
         )
     v = VARIABLES[-1]
-    note = f"windows of {hours:g} h from images of {60 * (images[0].end_step - images[0].start_step):g} minutes; {thin} windows with too few images dropped"
+    note = f"windows of {accumulation:g} h from images of {60 * (images[0].end_step - images[0].start_step):g} minutes; {thin} windows with too few images dropped"
     return xr.Dataset(
         {
             "rain": (
@@ -583,7 +588,7 @@ def read_qpe(
             "crs": ((), 0, crs_attributes(grid)),
         },
         dict(time=times) | cf_coordinates(grid),
-        dict(Conventions="CF-1.11", title=f"rain of {name}", note=note, hours=hours),
+        dict(Conventions="CF-1.11", title=f"rain of {name}", note=note, accumulation=accumulation),
     )
 
 
@@ -612,9 +617,9 @@ def check_qpe(
 def open_qpe(
     paths,  # our NetCDF file or .zarr store; or raw files: path, folder or several
     source=None,  # of raw files: key of radar.RADARS or a Radar; None = ours, or by the look of the files
-    hours: float = 1.0,  # length of the windows of raw files
+    accumulation: float = 1.0,  # length of the windows of raw files
 ) -> xr.Dataset:  # see check_qpe
     "Observed rain, checked."
     if source is None and _is_ours(paths, ("rain",)):
         return check_qpe(_read_dataset(paths), str(paths))
-    return check_qpe(read_qpe(paths, source, hours), _named(paths))
+    return check_qpe(read_qpe(paths, source, accumulation), _named(paths))
