@@ -144,7 +144,8 @@ def find_store(
         raise DataError(mismatch(f"{folder}: stores", "one, or the path of one of them", names))
     files = {n: next(iter(sorted(folder.glob(f"{n}.*"))), None) for n in ("nwp", "qpe")}
     if not all(files.values()):
-        raise DataError(mismatch(f"data folder {folder}", "a store of samples", "none"))
+        found = "none; `sslpdl prepare` makes one from files, `sslpdl simulate` a simulated one"
+        raise DataError(mismatch(f"data folder {folder}", "a store of samples", found))
     options = "--source sslpdl --rain-regridding nearest"
     command = f"sslpdl prepare --nwp {files['nwp']} --qpe {files['qpe']} {options}"
     found = f"only its files; prepare it by: {command} --out {folder / 'store.zarr'}"
@@ -278,6 +279,15 @@ def _merged_statistics(samples, rain_transform) -> tuple:
     return statistics(merged)
 
 
+# %% ../nbs/10_store.ipynb #5eaa6e87
+def _as_arrays(x, *statistics) -> tuple:
+    "The library of x (torch or NumPy), and statistics of the variables as its arrays (v, 1, 1)."
+    lib = torch if isinstance(x, torch.Tensor) else np
+    where = dict(device=x.device) if lib is torch else {}
+    arrays = [lib.asarray(values, dtype=lib.float32, **where) for values in statistics]
+    return lib, *(a[:, None, None] for a in arrays)
+
+
 # %% ../nbs/10_store.ipynb #87d5cbc2
 @dataclass(frozen=True)
 class Standardizer:
@@ -289,7 +299,10 @@ class Standardizer:
 
     @classmethod
     def fit(cls, samples: xr.Dataset, rain_transform: str = "log1p") -> Standardizer:
-        "Statistics of the forecasts in `samples`; use training samples only."
+        """Statistics of the forecasts in `samples`; use training samples only.
+
+        Raises DataError without samples, or if a variable has no values.
+        """
         if in_memory(samples):
             mean, std = _statistics(samples["forecast"].values, rain_transform)
         else:
@@ -298,16 +311,9 @@ class Standardizer:
         std = np.where(constant, 1.0, std)
         return cls(tuple(mean.tolist()), tuple(std.tolist()), rain_transform)
 
-    def _numbers(self, x):
-        "The library of x, and both statistics as its arrays (v, 1, 1)."
-        lib = torch if isinstance(x, torch.Tensor) else np
-        where = dict(device=x.device) if lib is torch else {}
-        arrays = [lib.asarray(v, dtype=lib.float32, **where) for v in (self.mean, self.std)]
-        return lib, *(a[:, None, None] for a in arrays)
-
     def transform(self, x, missing: float = 0.0):
-        "(..., v, h, w) in our units -> standardised float32; missing values become `missing`."
-        lib, mean, std = self._numbers(x)
+        "z = (x - mean) / std of (..., v, h, w) in our units; missing values become `missing`."
+        lib, mean, std = _as_arrays(x, self.mean, self.std)
         if self.rain_transform == "log1p":
             rain = lib.log1p(x[..., -1:, :, :].clip(min=0))
             x = lib.concatenate([x[..., :-1, :, :], rain], -3)
@@ -316,7 +322,7 @@ class Standardizer:
 
     def inverse(self, z):
         "(..., v, h, w) standardised -> our units."
-        lib, mean, std = self._numbers(z)
+        lib, mean, std = _as_arrays(z, self.mean, self.std)
         x = z * std + mean
         if self.rain_transform == "none":
             return x

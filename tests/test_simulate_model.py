@@ -86,7 +86,7 @@ def test_mass_is_conserved(weather):
 def test_energy_and_potential_enstrophy_without_sources():
     model = MoistQG(replace(DRY, shear=0.0), 64, 8, dtype=torch.float64, damping=0.0)
     z = dry(eddies(model))
-    z[:, :2] *= model.keep[..., 0]
+    z[:, :2] *= model.kept[..., 0]
 
     def invariants(z):
         q, psi = model.grid(z[:, :2]), model.grid(model.invert(z[:, :2]))

@@ -30,6 +30,27 @@ from sslpdl_nb.core import (
     mismatch,
     write_json,
 )
+
+# %% auto #0
+__all__ = [
+    "HOURLY",
+    "SIZES",
+    "PACKING",
+    "WIND",
+    "SOURCE",
+    "TARGETS",
+    "Size",
+    "streams",
+    "simulate_batch",
+    "perfect_model_ensemble",
+    "datasets",
+    "simulate",
+    "nearest",
+    "calibration",
+    "spectrum",
+]
+
+# %% ../../nbs/31_simulate_archive.ipynb #401e165c
 from sslpdl_nb.grids.types import (
     NWP_GRID,
     QPE_GRID,
@@ -58,25 +79,6 @@ from sslpdl_nb.simulate.model import (
     translated_copies,
     twin,
 )
-
-# %% auto #0
-__all__ = [
-    "HOURLY",
-    "SIZES",
-    "PACKING",
-    "WIND",
-    "SOURCE",
-    "TARGETS",
-    "Size",
-    "streams",
-    "simulate_batch",
-    "perfect_model_ensemble",
-    "datasets",
-    "simulate",
-    "nearest",
-    "calibration",
-    "spectrum",
-]
 
 
 # %% ../../nbs/31_simulate_archive.ipynb #0d4a9d3e

@@ -36,6 +36,8 @@ __all__ = [
     "RADARS",
     "RADAR_RANGE",
     "Physics",
+    "wavenumbers",
+    "both_parts",
     "MoistQG",
     "winds",
     "rates",
@@ -100,12 +102,32 @@ def times_i(
     return torch.complex(-a.imag, a.real)
 
 
-# %% ../../nbs/30_simulate_model.ipynb #ed51c32e
+# %% ../../nbs/30_simulate_model.ipynb #08d1888b
 DOMAIN = 2 * math.pi * 2.5  # side of the periodic box, deformation radii
 LENGTH, HOUR = 300e3, 1 / 7  # m per unit length; one hour in units of time
 SPEED = LENGTH * HOUR / 3600  # m/s per unit speed
 
 
+def wavenumbers(
+    n: int,  # points along each side of the box
+    dtype=torch.float32,
+    device="cpu",
+) -> tuple:  # kx, ky (n, n//2+1), and the largest wavenumber that is kept
+    "Wavenumbers of the Fourier coefficients, per deformation radius."
+    k = 2 * math.pi / DOMAIN
+    kx = (torch.fft.rfftfreq(n, 1 / n, dtype=dtype, device=device) * k).expand(n, -1)
+    ky = (torch.fft.fftfreq(n, 1 / n, dtype=dtype, device=device) * k)[:, None].expand_as(kx)
+    return kx, ky, n * k / 3  # two-thirds rule
+
+
+def both_parts(
+    a: torch.Tensor,  # real (...)
+) -> torch.Tensor:  # (..., 2)
+    "The same factor for real and imaginary part."
+    return torch.stack([a, a], -1)
+
+
+# %% ../../nbs/30_simulate_model.ipynb #ed51c32e
 class MoistQG:
     """The moist two-layer model of Lapeyre and Held (2004) on an n x n periodic box.
 
@@ -124,21 +146,15 @@ class MoistQG:
     ):
         self.p, self.n = physics, n
         self.steps_per_hour, self.dt = steps_per_hour, HOUR / steps_per_hour
-        k = 2 * math.pi / DOMAIN
-        kx = (torch.fft.rfftfreq(n, 1 / n, dtype=dtype, device=device) * k).expand(n, -1)
-        ky = (torch.fft.fftfreq(n, 1 / n, dtype=dtype, device=device) * k)[:, None].expand_as(kx)
+        kx, ky, cutoff = wavenumbers(n, dtype, device)
         k2 = kx**2 + ky**2
-        cutoff = n * k / 3
-        keep = ((kx.abs() < cutoff) & (ky.abs() < cutoff)).to(dtype)  # two-thirds rule
-
-        def both(a):
-            return torch.stack([a, a], -1)  # for real and imaginary parts
-
-        self.kx, self.ky = both(kx * keep), both(ky * keep)
-        self.k2, self.keep = both(k2), both(keep)
-        self.filter = both(torch.exp(-damping * self.dt * (k2.sqrt() / cutoff) ** 8) * keep)
-        self.barotropic = both(torch.where(k2 > 0, -1 / k2, 0))
-        self.baroclinic = both(-1 / (k2 + 1))
+        kept = ((kx.abs() < cutoff) & (ky.abs() < cutoff)).to(dtype)
+        smooth = torch.exp(-damping * self.dt * (k2.sqrt() / cutoff) ** 8)
+        self.kx, self.ky = both_parts(kx * kept), both_parts(ky * kept)
+        self.k2, self.kept = both_parts(k2), both_parts(kept)
+        self.filter = both_parts(smooth * kept)
+        self.barotropic = both_parts(torch.where(k2 > 0, -1 / k2, 0))
+        self.baroclinic = both_parts(-1 / (k2 + 1))
         self.slope = None
         if terrain is not None:
             h = 1j * self.spec(terrain.to(device, dtype))
@@ -151,7 +167,7 @@ class MoistQG:
 
     def spec(self, a):
         "From values on the grid to Fourier coefficients."
-        return complex_times_real(torch.fft.rfft2(a), self.keep)
+        return complex_times_real(torch.fft.rfft2(a), self.kept)
 
     def invert(self, q):
         "Stream functions (..., 2, n, n//2+1) of potential vorticities of the same shape."
@@ -219,7 +235,7 @@ def rates(
     f = torch.view_as_real(f)
     divergence = torch.addcmul(model.kx * f[:, 0, :5], model.ky, f[:, 1, :5])
     advection = times_i(torch.view_as_complex(divergence))
-    rain, lift = torch.view_as_complex(f[:, :, 5] * model.keep).unbind(1)
+    rain, lift = torch.view_as_complex(f[:, :, 5] * model.kept).unbind(1)
     heat = p.heating * rain
     heat[:, 0, 0] = 0  # radiation
     dz = -advection[:, :4]

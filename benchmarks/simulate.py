@@ -1,10 +1,10 @@
 """Speed of the simulated atmosphere, loss of forecast skill, calibration of a large archive.
 
-    python benchmarks/laboratory.py speed                   # a minute
-    python benchmarks/laboratory.py skill                   # some ten minutes
-    python benchmarks/laboratory.py archive --archive DIR   # of `sslpdl simulate --size course`
+    python benchmarks/simulate.py speed                   # a minute
+    python benchmarks/simulate.py skill                   # some ten minutes
+    python benchmarks/simulate.py archive --archive DIR   # of `sslpdl simulate --size course`
 
-Prints tables and renews its part of benchmarks/results/laboratory.json. Times are medians of
+Prints tables and renews its part of benchmarks/results/simulate.json. Times are medians of
 interleaved repeats on one thread.
 """
 
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslpdl_nb.simulate.archive import SIZES, Size, calibration, nearest, simulate_batch, spectrum
 from sslpdl_nb.core import CLASS_EDGES, environment, write_json
 from sslpdl_nb.grids.types import LambertGrid
+from sslpdl_nb.simulate.archive import SIZES, Size, calibration, nearest, simulate_batch, spectrum
 from sslpdl_nb.simulate.model import (
     CENTRE,
     NATURE,
@@ -33,19 +33,23 @@ from sslpdl_nb.simulate.model import (
     step,
 )
 
-RESULT = Path(__file__).parent / "results" / "laboratory.json"
+RESULT = Path(__file__).parent / "results" / "simulate.json"
 
 
 def speed(device, repeats=5):
     "Milliseconds of one step of one member, for several boxes and batches."
-    cases, times = [(32, 4), (64, 4), (128, 1), (128, 4), (128, 16), (256, 4)], {}
-    states = {}
+    cases = [(32, 4), (64, 4), (128, 1), (128, 4), (128, 16), (256, 4)]  # points, members
+    states, times = {}, {}
     for n, members in cases:
         model = MoistQG(NATURE, n, 8 * max(1, n // 128), device=device)
         coarse = MoistQG(NATURE, 32, 6, device=device)
         z, _ = run(coarse, start(coarse, members, torch.Generator().manual_seed(0)), 24)
         states[n, members] = model, step(model, resize(z, n))[0]
-    wait = torch.cuda.synchronize if "cuda" in device else lambda: None
+
+    def wait():
+        if "cuda" in device:
+            torch.cuda.synchronize()
+
     for _ in range(repeats):
         for key, (model, z) in states.items():
             wait()
@@ -70,14 +74,15 @@ def skill(groups, leads=(6, 12, 24, 36, 48, 72), resamples=2000):
 
     def one(group):
         part = simulate_batch(size, 77, group)
-        o, f = part["truth"].numpy(), nearest(part["forecast"]["rain"].numpy(), size.nwp, size.qpe)
-        hits = [
-            [(a & b, a & ~b, ~a & b) for a, b in [(f >= edge, o >= edge)]][0]
-            for edge in CLASS_EDGES
-        ]
-        return (
-            np.array(hits).sum((-1, -2)).reshape(2, 3, size.atmospheres, 4, len(leads)).sum(3)
-        )  # edge, count, atmosphere, lead
+        observed = part["truth"].numpy()
+        forecast = nearest(part["forecast"]["rain"].numpy(), size.nwp, size.qpe)
+        counts = []  # hits, false alarms, misses at each edge
+        for edge in CLASS_EDGES:
+            a, b = forecast >= edge, observed >= edge
+            counts.append((a & b, a & ~b, ~a & b))
+        counts = np.array(counts).sum((-1, -2))
+        places = counts.reshape(2, 3, size.atmospheres, 4, len(leads))
+        return places.sum(3)  # edge, count, atmosphere, lead
 
     with ThreadPoolExecutor(2) as pool:
         count = np.concatenate(list(pool.map(one, range(groups))), 2)
@@ -88,19 +93,17 @@ def skill(groups, leads=(6, 12, 24, 36, 48, 72), resamples=2000):
     rng, n = np.random.default_rng(0), count.shape[2]
     drawn = np.stack([csi(count[:, :, rng.integers(0, n, n)].sum(2)) for _ in range(resamples)])
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-    return {"lead times [h]": list(leads), "forecasts": size.times, "atmospheres": n} | {
-        f"CSI {edge:g} mm/h": dict(value=v.tolist(), low=a.tolist(), high=b.tolist())
-        for edge, v, a, b in zip(CLASS_EDGES, csi(count.sum(2)), low, high)
-    }
+    result = {"lead times [h]": list(leads), "forecasts": size.times, "atmospheres": n}
+    for edge, v, a, b in zip(CLASS_EDGES, csi(count.sum(2)), low, high):
+        result[f"CSI {edge:g} mm/h"] = dict(value=v.tolist(), low=a.tolist(), high=b.tolist())
+    return result
 
 
 def slope(members=12):
     "Slope of the spectrum of nature's rain on squares of 1280 km, at the spacing of `course`."
     g = torch.Generator().manual_seed(77)
-    coarse, nature = (
-        MoistQG(NATURE, 64, 6, box_terrain(64)),
-        MoistQG(NATURE, 128, 8, box_terrain(128)),
-    )
+    coarse = MoistQG(NATURE, 64, 6, box_terrain(64))
+    nature = MoistQG(NATURE, 128, 8, box_terrain(128))
     spacing = SIZES["course"].qpe.dx
     square = LambertGrid(128, 128, spacing, CENTRE[0] - 64 * spacing, CENTRE[1] - 64 * spacing)
     z, _ = run(coarse, start(coarse, members, g), 24 * 25)
