@@ -1,28 +1,29 @@
-"The loop, its resume file, checkpoints and the pre-training task."
+"The training loop: resuming, the training state, the order of batches, schedule and groups."
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from sslpdl_nb.core import VARIABLES  # noqa: F401
-from sslpdl_nb.core import CheckpointError, DataError, get_config
+from sslpdl_nb.core import VARIABLES, CheckpointError, DataError, get_config
 from sslpdl_nb.masking import MaskedModel
 from sslpdl_nb.train import (
     Batches,
-    Pretrain,
     evaluate,
     fit,
-    load_checkpoint,
+    load_state,
     loaders,
     parameter_groups,
-    save_checkpoint,
+    save_state,
+    to_device,
+    train_step,
     warmup_cosine,
 )
 
 
 class Line(Dataset):
+    "Points on the line y = 3 x + 1."
+
     def __init__(self, n=12):
         self.x = torch.linspace(-1, 1, n)[:, None]
 
@@ -34,6 +35,8 @@ class Line(Dataset):
 
 
 class Square:
+    "The squared error; the power may fail in one of the calls."
+
     stop = None  # the training call in which the power fails
     calls = 0
 
@@ -48,11 +51,11 @@ class Square:
         return {"error": sum(float(((model(b["x"]) - b["y"]) ** 2).mean()) for b in loader)}
 
 
-def train(task=None, state=None, seed=0, steps=12, lr=0.05, **how):
+def train(task=None, state=None, seed=0, steps=12, lr=0.05, **options):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Dropout(0.2), nn.Linear(6, 1))
-    how = dict(every=4, progress=False) | how
-    return model, fit(
+    options = dict(eval_every=4, progress=False) | options
+    history = fit(
         model,
         task or Square(),
         *loaders(Line(), Line(), 4, seed),
@@ -60,12 +63,16 @@ def train(task=None, state=None, seed=0, steps=12, lr=0.05, **how):
         groups=parameter_groups(model, lr, 0.01),
         seed=seed,
         state=state,
-        **how,
+        **options,
     )
+    return model, history
 
 
 def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+# ------------------------------------------------------------------ stopped and resumed
 
 
 @pytest.mark.parametrize("stop", [1, 5, 6, 10, 12])
@@ -77,57 +84,144 @@ def test_resumed_equals_uninterrupted(tmp_path, stop):
         train(task, tmp_path / "state.pt")
     torch.rand(100)  # anything may happen in between
     again, resumed = train(state=tmp_path / "state.pt")
-    assert equal(whole, again) and history == resumed
+    assert equal(whole, again)
+    assert history == resumed
     finished, same = train(state=tmp_path / "state.pt")  # a finished training is not repeated
-    assert equal(whole, finished) and same == history
+    assert equal(whole, finished)
+    assert same == history
 
 
-def test_a_resume_file_of_another_training_is_refused(tmp_path):
+def test_the_state_of_another_training_is_refused(tmp_path):
     train(state=tmp_path / "state.pt")
-    for other in (dict(steps=13), dict(seed=1), dict(lr=0.06)):
+    others = (dict(steps=13), dict(seed=1), dict(lr=0.06), dict(about={"source": "another"}))
+    for other in others:
         with pytest.raises(CheckpointError, match="training it belongs to"):
             train(state=tmp_path / "state.pt", **other)
-    (tmp_path / "state.pt").write_bytes(b"not a resume file")
-    with pytest.raises(CheckpointError, match="state.pt"):
+    (tmp_path / "state.pt").write_bytes(b"not a training state")
+    with pytest.raises(CheckpointError, match="state.pt: expected a training state"):
+        train(state=tmp_path / "state.pt")
+    torch.save([1, 2], tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="training it belongs to"):
         train(state=tmp_path / "state.pt")
 
 
+def test_a_state_brings_back_parts_step_history_and_random_numbers(tmp_path):
+    path, layer, run = tmp_path / "deep" / "a.state", nn.Linear(2, 3), dict(seed=1, source="é")
+    torch.manual_seed(5)
+    save_state(path, dict(model=layer), run, 7, [dict(step=7, loss=0.5)])
+    expected = torch.rand(3)
+    other = nn.Linear(2, 3)
+    assert load_state(path, dict(model=other), run) == (7, [dict(step=7, loss=0.5)])
+    assert equal(layer, other)
+    assert torch.equal(torch.rand(3), expected)
+    with pytest.raises(CheckpointError, match="'source': 'x'"):
+        load_state(path, dict(model=other), run | dict(source="x"))
+    assert [f.name for f in path.parent.iterdir()] == ["a.state"]
+
+
 def test_same_seed_same_result_other_seed_other_result():
-    assert equal(train()[0], train()[0]) and not equal(train()[0], train(seed=5)[0])
+    assert equal(train()[0], train()[0])
+    assert not equal(train()[0], train(seed=5)[0])
 
 
-def test_kept_weights_are_those_of_the_smallest_score(tmp_path):
-    class Growing(Square):  # the score only gets worse, so the first weights scored are the best
-        seen = 0
+# ------------------------------------------------------------------ the weights that remain
 
-        def scores(self, model, loader):
-            self.seen += 1
-            return {"error": float(self.seen)}
 
-    kept, _ = train(Growing(), keep="error")
+class Growing(Square):
+    "The score only gets worse, so the first weights that are evaluated are the best."
 
-    class Stop(Growing):
-        def scores(self, model, loader):
-            if self.seen == 1:
-                raise KeyboardInterrupt
-            return super().scores(model, loader)
+    evaluations = 0
 
+    def scores(self, model, loader):
+        self.evaluations += 1
+        return {"error": float(self.evaluations)}
+
+
+class StopAtSecondEvaluation(Growing):
+    def scores(self, model, loader):
+        if self.evaluations == 1:
+            raise KeyboardInterrupt
+        return super().scores(model, loader)
+
+
+def test_monitored_weights_are_those_of_the_smallest_score(tmp_path):
+    best, _ = train(Growing(), monitor="error")
     with pytest.raises(KeyboardInterrupt):
-        train(Stop(), tmp_path / "state.pt", keep="error")
+        train(StopAtSecondEvaluation(), tmp_path / "state.pt", monitor="error")
     first = torch.load(tmp_path / "state.pt", weights_only=True)["parts"]["model"]
-    assert all(torch.equal(a, b) for a, b in zip(first.values(), kept.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(first.values(), best.state_dict().values()))
 
 
-def test_a_loss_that_is_not_a_number_stops():
+def test_without_monitor_the_last_weights_remain():
+    last, _ = train(Growing())
+    best, _ = train(Growing(), monitor="error")
+    assert equal(last, train()[0])
+    assert not equal(last, best)
+
+
+def test_a_finished_model_is_in_evaluation_mode():
+    assert not train()[0].training
+
+
+# ------------------------------------------------------------------ what is not finite
+
+
+def test_a_loss_that_is_not_a_number_stops_the_training():
     class Broken(Square):
         def loss(self, model, batch):
             return super().loss(model, batch) * torch.nan
 
-    with pytest.raises(DataError, match="finite"):
+    with pytest.raises(DataError, match="loss in step 0: expected a finite number"):
         train(Broken())
 
 
-def test_batches_visit_all_and_start_anywhere():
+def test_a_monitored_score_that_is_not_a_number_stops_the_training():
+    class Lost(Square):
+        def scores(self, model, loader):
+            return {"error": float("nan")}
+
+    with pytest.raises(DataError, match="'error' in step 4: expected a finite number, found nan"):
+        train(Lost(), monitor="error")
+    with pytest.raises(DataError, match="'csi' in step 4: expected a finite number, found None"):
+        train(monitor="csi")
+
+
+# ------------------------------------------------------------------ one step, one evaluation
+
+
+def test_one_step_clips_the_gradient():
+    model = nn.Linear(1, 1)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    batch = {"x": torch.ones(4, 1), "y": torch.full((4, 1), 1e6)}
+    loss = train_step(model, Square(), batch, optimizer, clip_norm=0.1, step=0)
+    moved = torch.stack([(p - b).norm() for p, b in zip(model.parameters(), before)]).norm()
+    assert not loss.requires_grad
+    assert float(moved.detach()) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_an_evaluation_changes_neither_mode_nor_random_numbers():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)).train()
+    torch.manual_seed(2)
+    expected = torch.rand(3)
+    torch.manual_seed(2)
+    loader = loaders(Line(), Line(), 4, 0)[1]
+    first = evaluate(model, Square(), loader)
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training
+    assert evaluate(model, Square(), loader) == first  # no dropout while it evaluates
+
+
+def test_only_tensors_go_to_the_device():
+    batch = to_device({"x": torch.zeros(1), "name": "a"}, torch.device("meta"))
+    assert batch["x"].device.type == "meta"
+    assert batch["name"] == "a"
+
+
+# ------------------------------------------------------------------ batches, schedule, groups
+
+
+def test_batches_visit_all_samples_and_start_anywhere():
     batches = Batches(7, 3, seed=2)
     first = [b for b, _ in zip(batches, range(20))]
     for epoch in range(10):
@@ -136,123 +230,41 @@ def test_batches_visit_all_and_start_anywhere():
         batches.start = start
         assert [b for b, _ in zip(batches, range(3))] == first[start : start + 3]
     assert next(iter(Batches(2, 16, 0))) in ([0, 1], [1, 0])  # fewer samples than a batch
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="number of training samples: expected at least 1, found 0"):
         Batches(0, 4, 0)
+
+
+def test_loaders_do_not_touch_the_random_numbers_of_torch():
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    training, validation = loaders(Line(), Line(), 4, 0)
+    next(iter(training))
+    assert sum(len(b["x"]) for b in validation) == len(Line())
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_schedule():
     values = [warmup_cosine(s, 50, 0.2) for s in range(50)]
-    assert (
-        values[9] == values[10] == 1
-        and values[0] == 0.1
-        and values == values[:10] + sorted(values[10:], reverse=True)
-    )
-    assert 0 < values[-1] < 0.01 and warmup_cosine(0, 1, 0.0) == 1
+    assert values[0] == 0.1
+    assert values[9] == values[10] == 1
+    assert values == values[:10] + sorted(values[10:], reverse=True)
+    assert 0 < values[-1] < 0.01
+    assert warmup_cosine(0, 1, 0.0) == 1
 
 
 def test_groups_hold_every_trainable_parameter_once():
     model = MaskedModel(get_config("small", image_size=(16, 16)), len(VARIABLES))
     model.decoder.requires_grad_(False)
-    decayed, spared = parameter_groups(model, 1.0, 0.05)
-    found = [id(p) for g in (decayed, spared) for p in g["params"]]
+    decay, no_decay = parameter_groups(model, 1.0, 0.05)
+    found = [id(p) for group in (decay, no_decay) for p in group["params"]]
     assert sorted(found) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    assert spared["weight_decay"] == 0 and all(p.ndim > 1 for p in decayed["params"])
-    assert {id(model.embed.mask_token), id(model.embed.position_group)} <= {
-        id(p) for p in spared["params"]
-    }
+    assert no_decay["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in decay["params"])
+    learned = {id(model.embed.mask_token), id(model.embed.position_group)}
+    assert learned <= {id(p) for p in no_decay["params"]}
 
 
-def test_checkpoint_round_trip_and_bad_files(tmp_path):
-    model, path = nn.Linear(3, 2), tmp_path / "m.safetensors"
-    save_checkpoint(path, model, {"a": [1, None, "é"]})
-    weights, meta = load_checkpoint(path)
-    assert meta == {"a": [1, None, "é"]} and all(
-        torch.equal(weights[k], v) for k, v in model.state_dict().items()
-    )
-    whole = path.read_bytes()
-    for damage in (whole[:-1], whole[:20], b"", b"PK" + whole):
-        path.write_bytes(damage)
-        with pytest.raises(CheckpointError, match="m.safetensors"):
-            load_checkpoint(path)
-    with pytest.raises(CheckpointError, match="no such file"):
-        load_checkpoint(tmp_path / "none.safetensors")
-    save_file({"w": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="this package"):
-        load_checkpoint(path)
-    with pytest.raises(TypeError):
-        save_checkpoint(path, model, {"not json": object()})
-    assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]
-
-
-def test_pretraining_learns_and_scores_repeat():
-    config = get_config("small", image_size=(16, 16), drop_path=0.0)
-    g = torch.Generator().manual_seed(0)
-    smooth = nn.functional.interpolate(
-        torch.randn(6, 16, 2, 2, generator=g), size=(16, 16), mode="bilinear"
-    )
-    data = [{"x": x, "rain": x[0]} for x in smooth]
-    torch.manual_seed(0)
-    model, task = MaskedModel(config, len(VARIABLES)), Pretrain(config)
-    loader = loaders(data, data, 6, 0)
-    before = evaluate(model, task, loader[1])
-    assert before == evaluate(model, task, loader[1]) and set(before) == {
-        "masked_loss",
-        "mean",
-        "visible_mean",
-        "nearest",
-    }
-    history = fit(
-        model,
-        task,
-        *loader,
-        steps=20,
-        groups=parameter_groups(model, 3e-3, 0.01),
-        every=20,
-        progress=False,
-    )
-    assert (
-        history[-1]["masked_loss"] < 0.8 * before["masked_loss"]
-        and history[-1]["mean"] == before["mean"]
-    )
-
-
-def test_a_score_that_is_no_number_ends_the_training():
-    class Lost(Square):
-        def scores(self, model, loader):
-            return {"error": float("nan")}
-
-    with pytest.raises(DataError, match="'error' in step 4: expected a finite number, found nan"):
-        train(Lost(), keep="error")
-    with pytest.raises(DataError, match="'csi' in step 4: expected a finite number, found None"):
-        train(keep="csi")
-
-
-def test_pretraining_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    from dataclasses import replace
-    from pathlib import Path
-    from sslpdl_nb import train as module
-    from sslpdl_nb.store import load_splits
-
-    config = get_config("small", fast=True, pretrain_steps=6, pretrain_batch=4)
-    splits = load_splits(Path(__file__).parents[1] / "data_samples" / "tiny", config)
-    whole, history = module.pretrain(
-        config, splits, 0, tmp_path / "whole.safetensors", progress=False
-    )
-    assert [p.name for p in tmp_path.iterdir()] == ["whole.safetensors"]
-    path, real, calls = tmp_path / "cut.safetensors", module.advance, []
-
-    def cut(*args):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    with monkeypatch.context() as m:
-        m.setattr(module, "advance", cut)
-        with pytest.raises(KeyboardInterrupt):
-            module.pretrain(config, splits, 0, path, progress=False)
-    assert not path.exists() and path.with_suffix(".resume").exists()
-    with pytest.raises(CheckpointError, match="training it belongs to"):
-        module.pretrain(replace(config, pretrain_mask_ratio=0.5), splits, 0, path, progress=False)
-    again, resumed = module.pretrain(config, splits, 0, path, progress=False)
-    assert resumed == history and equal(again, whole) and not path.with_suffix(".resume").exists()
+def test_a_group_without_parameters_is_left_out():
+    only_matrices = nn.Linear(2, 2, bias=False)
+    assert [group["weight_decay"] for group in parameter_groups(only_matrices, 1.0, 0.05)] == [0.05]
