@@ -48,7 +48,8 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as f:
             meta = f.metadata() or {}
-            weights = {k: f.get_tensor(k) for k in f.keys()}
+            # copies: the tensors of safetensors are views of the file itself
+            weights = {k: f.get_tensor(k).clone() for k in f.keys()}
     except (SafetensorError, OSError) as error:
         found = str(error)[:80]
         raise CheckpointError(mismatch(str(path), "a complete safetensors file", found)) from error
