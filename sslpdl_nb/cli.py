@@ -13,7 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sslpdl_nb.core import DataError, SSLPDLError, atomic_path, get_config, mismatch, write_json
+from sslpdl_nb.core import (
+    DataError,
+    SSLPDLError,
+    atomic_path,
+    config_from_json,
+    get_config,
+    mismatch,
+    write_json,
+)
 
 # %% auto #0
 __all__ = ["parser", "central_us", "main"]
@@ -34,7 +42,7 @@ def _command(commands, name: str, about: str, example: str) -> argparse.Argument
 
 def _add_store(p):
     "The store that a training or an evaluation reads."
-    p.add_argument("store", metavar="STORE", help="store of samples, made by `sslpdl prepare`")
+    p.add_argument("store", metavar="STORE", help="store of samples, or a folder with one")
 
 
 def _add_config(p):
@@ -63,12 +71,13 @@ def _add_simulate(commands):
     p.add_argument("--out", required=True, metavar="DIR", help="folder; a stopped run is resumed")
     p.add_argument("--seed", type=int, default=0, help="of every random number")
     p.add_argument("--members", type=int, default=0, help="of the perfect-model ensemble, 0 = none")
-    p.add_argument("--workers", type=int, help="groups side by side; default: one a core")
+    p.add_argument("--workers", type=int, help="batches side by side; default: one a core")
     p.add_argument("--device", default="cpu", help="cpu | cuda")
     p.add_argument("--no-store", action="store_true", help="leave out the store of samples")
     p.set_defaults(run=_simulate)
 
 
+# %% ../nbs/44_cli.ipynb #8ef6eb89
 def _add_prepare(commands):
     from sslpdl_nb.io.lexicon import RAIN_SOURCES, SOURCES
 
@@ -132,7 +141,8 @@ def _add_training(commands):
     )
     _add_store(p)
     p.add_argument("--out", required=True, help="checkpoint; a stopped training is resumed")
-    p.add_argument("--init", help="pre-trained checkpoint, which also brings the configuration")
+    p.add_argument("--init", help="pre-trained checkpoint; its configuration replaces the preset")
+    p.add_argument("--kind", default="internimage", help="network: internimage | unet")
     _add_config(p)
     p.set_defaults(run=_finetune)
 
@@ -158,17 +168,22 @@ def _add_predict(commands):
     p = _command(
         commands,
         "predict",
-        "rain probabilities of a forecast as NetCDF, and a map",
+        "rain probabilities of a forecast or of a store as NetCDF, and a map",
         "sslpdl predict nwp.nc --checkpoint finetuned.safetensors --out rain.nc --map rain.png",
     )
-    p.add_argument("nwp", nargs="+", metavar="NWP", help="forecast files")
+    p.add_argument("nwp", nargs="+", metavar="NWP", help="forecast files, or a store of samples")
     p.add_argument("--checkpoint", required=True, help="fine-tuned network")
     p.add_argument("--out", required=True, metavar="FILE.nc", help="result")
     p.add_argument("--map", metavar="FILE.png", help="also draw the last reference time")
     p.add_argument(
         "--leads", type=float, nargs="+", metavar="H", help="lead times in the map; default: all"
     )
-    p.add_argument("--observed", metavar="QPE", nargs="+", help="observed rain for the map")
+    p.add_argument(
+        "--observed",
+        metavar="QPE",
+        nargs="+",
+        help="observed rain for the map; a store has its own",
+    )
     p.add_argument(
         "--accumulation", type=float, default=1.0, metavar="H", help="hours of observed rain"
     )
@@ -262,11 +277,23 @@ def _changes(words: list) -> dict:
     return changes
 
 
+def _config(args, init: dict | None = None):
+    "A preset, or the configuration of a pre-trained checkpoint, with the changes of --set."
+    changes = _changes(args.set)
+    try:
+        config = get_config(args.preset, **changes)
+        return config if init is None else config_from_json(json.dumps(init | changes))
+    except TypeError as error:  # a word where a number belongs
+        expected = "numbers where the configuration has numbers"
+        raise DataError(mismatch("--set", expected, " ".join(args.set))) from error
+
+
+# %% ../nbs/44_cli.ipynb #75a3de73
 def _pretrain(args):
     from sslpdl_nb.pretrain import pretrain
     from sslpdl_nb.store import load_splits
 
-    config = get_config(args.preset, **_changes(args.set))
+    config = _config(args)
     splits = load_splits(args.store, config)
     pretrain(config, splits, args.seed, args.out, progress=not args.quiet)
     print(args.out)
@@ -274,54 +301,71 @@ def _pretrain(args):
 
 def _finetune(args):
     from sslpdl_nb.checkpoint import load_checkpoint
-    from sslpdl_nb.core import config_from_json
     from sslpdl_nb.finetune import finetune
     from sslpdl_nb.store import load_splits
 
-    config = get_config(args.preset, **_changes(args.set))
-    if args.init:
-        _, meta = load_checkpoint(args.init)
-        values = meta["config"] | _changes(args.set)
-        config = config_from_json(json.dumps(values))
+    config = _config(args, load_checkpoint(args.init)[1]["config"] if args.init else None)
     splits = load_splits(args.store, config)
-    finetune(config, splits, args.seed, args.out, init=args.init, progress=not args.quiet)
+    finetune(
+        config,
+        splits,
+        args.seed,
+        args.out,
+        init=args.init,
+        kind=args.kind,
+        progress=not args.quiet,
+    )
     print(args.out)
 
 
 # %% ../nbs/44_cli.ipynb #d1cabce8
-def _scores(args) -> dict:
-    "Scores of a network and of the raw forecast: threshold in mm/h -> forecast -> score -> number."
-    from sslpdl_nb import verify
-    from sslpdl_nb.core import RAIN
-    from sslpdl_nb.decide import decide, exceedance, predict_probabilities
+def _predictions(args) -> tuple:
+    "Samples of the chosen days, probabilities and classes of the network, its configuration."
+    from sslpdl_nb.decide import decide, predict_probabilities
     from sslpdl_nb.finetune import load_model
     from sslpdl_nb.store import RainDataset, load_splits
 
     model, meta = load_model(args.checkpoint)
-    config = meta["config"]
-    samples = load_splits(args.store, config).samples[args.split]
+    samples = load_splits(args.store, meta["config"]).samples[args.split]
     p = predict_probabilities(model, RainDataset(samples, meta["standardizer"]))
-    classes = decide(p, meta["probability_thresholds"])
+    return samples, p, decide(p, meta["probability_thresholds"]), meta["config"]
+
+
+def _numbers(count) -> dict:
+    "Every score of a forecast; None where it is not defined."
+    from sslpdl_nb.verify import SCORES
+
+    values = {name: float(score(count)) for name, score in SCORES.items()}
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+
+
+def _scores(args) -> dict:
+    "Scores of a network and of the raw forecast: threshold in mm/h -> forecast -> score -> number."
+    from sslpdl_nb.core import RAIN
+    from sslpdl_nb.decide import exceedance
+    from sslpdl_nb.verify import brier, count_events, score_table
+
+    samples, p, classes, config = _predictions(args)
+    name, result = Path(args.checkpoint).stem, {}
     rain, raw = samples["rain"].values, samples["forecast"].values[:, RAIN]
     known = np.isfinite(rain) & np.isfinite(raw)
-    result = {}
     for k, edge in enumerate(config.edges):
         event = rain >= edge
         counts = {
-            "raw forecast": verify.count_events(raw >= edge, event, known),
-            Path(args.checkpoint).stem: verify.count_events(classes > k, event, known),
+            "raw forecast": count_events(raw >= edge, event, known),
+            name: count_events(classes > k, event, known),
         }
         print(f"at least {edge:g} mm/h, {args.split} days, {len(samples['sample'])} samples")
-        print(verify.score_table(counts))
-        score = verify.brier(exceedance(p)[:, k][known], event[known])
+        print(score_table(counts))
+        score = float(brier(exceedance(p)[:, k][known], event[known]))
         print(f"Brier score of the probabilities {score:.4f}\n")
-        result[f"{edge:g}"] = {
-            name: {s: float(f(c)) for s, f in verify.SCORES.items()} for name, c in counts.items()
-        }
-        result[f"{edge:g}"][Path(args.checkpoint).stem]["brier"] = score
+        scores = {forecast: _numbers(count) for forecast, count in counts.items()}
+        scores[name]["brier"] = score
+        result[f"{edge:g}"] = scores
     return result
 
 
+# %% ../nbs/44_cli.ipynb #4871c17a
 def _evaluate(args):
     scores = _scores(args)
     if args.out:
@@ -440,3 +484,8 @@ def main(
         print("sslpdl: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+# %% ../nbs/44_cli.ipynb #7fe66496
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())

@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -35,7 +36,15 @@ from sslpdl_nb.grids.types import (
     grid_from_cf,
     lambert_from_cf,
 )
-from sslpdl_nb.store import RainDataset, Standardizer
+from sslpdl_nb.store import (
+    RainDataset,
+    Standardizer,
+    blocks_of,
+    check_store,
+    crop,
+    is_store,
+    open_store,
+)
 
 # %% auto #0
 __all__ = [
@@ -55,8 +64,12 @@ def out_of_distribution(
     limit: float = 2.0,  # standard deviations of the training
 ) -> dict:  # variable -> mean departure in standard deviations
     "The variables whose mean over all samples and pixels is far from that of the training."
-    z = standardizer.transform(samples["forecast"].values, missing=np.nan)
-    means = np.nanmean(z, (0, 2, 3))
+    total, number = 0.0, 0
+    for block in blocks_of(samples):
+        z = standardizer.transform(block["forecast"].values, missing=np.nan)
+        total = total + np.nansum(z, (0, 2, 3), dtype=float)
+        number = number + np.isfinite(z).sum((0, 2, 3))
+    means = total / np.maximum(number, 1)
     return {n: round(float(m), 1) for n, m in zip(VARIABLE_NAMES, means) if abs(m) > limit}
 
 
@@ -97,9 +110,10 @@ def _join(parts: list, names: str) -> xr.Dataset:
     return check_nwp(joined, names)
 
 
-def _open_forecast(nwp, source=None) -> tuple:
+# %% ../nbs/24_predict.ipynb #9c876e6b
+def _open_forecast(nwp, source) -> tuple:
     "A checked forecast and its name, from a dataset, a path or several paths."
-    from sslpdl_nb.io.nwp import check_nwp, is_our_form, open_nwp
+    from sslpdl_nb.io.nwp import check_nwp, open_nwp
 
     if isinstance(nwp, xr.Dataset):
         name = Path(nwp.encoding.get("source", "dataset")).name
@@ -108,13 +122,35 @@ def _open_forecast(nwp, source=None) -> tuple:
     if not paths:
         raise DataError(mismatch("forecast", "at least one file", "none"))
     names = ", ".join(Path(p).name for p in paths)
-    ours = all(str(p).endswith((".nc", ".zarr")) or is_our_form(p, VARIABLE_NAMES) for p in paths)
-    if source is not None or not ours:
-        return open_nwp(paths[0] if len(paths) == 1 else paths, source), names
-    parts = [open_nwp(p) for p in paths]
-    if len(parts) == 1:
-        return parts[0], names
-    return _join(parts, names), names
+    if len(paths) == 1:
+        return open_nwp(paths[0], source), names
+    if source is not None or not all(Path(p).suffix in (".nc", ".zarr") for p in paths):
+        return open_nwp(paths, source), names
+    return _join([open_nwp(p) for p in paths], names), names
+
+
+def _forecast_samples(nwp, grid: LambertGrid, source) -> tuple:
+    "A forecast as samples on a grid, and its name."
+    from sslpdl_nb.io.prepare import forecast_on_grid
+
+    ds, name = _open_forecast(nwp, source)
+    samples = forecast_on_grid(ds, grid, name)
+    times = np.repeat(ds["time"].values, ds.sizes["lead_time"])
+    samples = samples.assign_coords(reference_time=("sample", times))
+    return samples.assign_attrs(ds.attrs), name
+
+
+def _stored_samples(store, grid: LambertGrid | None, size: tuple) -> tuple:
+    "The samples of a store, or the middle of them, and its name."
+    if isinstance(store, xr.Dataset):
+        samples, name = check_store(store, "samples"), "samples"
+    else:
+        samples, name = open_store(store), Path(store).name
+    samples = crop(samples, size)
+    if grid is not None and grid != lambert_from_cf(samples):
+        expected = "none, or the store's: only forecasts can be moved to another grid"
+        raise GridError(mismatch(f"{name}: grid to predict", expected, grid))
+    return samples, name
 
 
 # %% ../nbs/24_predict.ipynb #25f1c888
@@ -145,13 +181,15 @@ def _comment(meta: dict) -> str:
     return " ".join(sentences)
 
 
+# %% ../nbs/24_predict.ipynb #5925b8f5
 def _attributes(meta: dict, name: str, files: str, samples: xr.Dataset, climatology: str) -> dict:
     "Where a result comes from, for its file."
     training = "pre-trained" if meta.get("pretrained") else "not pre-trained"
     far = out_of_distribution(samples, meta["standardizer"])
     far = ", ".join(f"{n} {z:+g} sigma" for n, z in far.items()) or "none"
+    missing = sum(int(np.isnan(b["forecast"].values).sum()) for b in blocks_of(samples))
     now = datetime.now(timezone.utc)
-    return dict(
+    attributes = dict(
         Conventions="CF-1.11",
         title="rain probabilities",
         source=f"{name}: {meta['kind']}, {training}",
@@ -164,16 +202,49 @@ def _attributes(meta: dict, name: str, files: str, samples: xr.Dataset, climatol
         training_lead_times=[float(h) for h in meta.get("lead_times", [])],
         training_versions=json.dumps(meta["versions"]),
         prediction_versions=json.dumps(environment()),
-        missing_input_values=int(np.isnan(samples["forecast"].values).sum()),
+        missing_input_values=missing,
         normalised_by=f"{climatology} climatology",
         out_of_distribution=far,
     )
+    note = samples.attrs.get("note")
+    return attributes | (dict(input_note=note) if note else {})
+
+
+# %% ../nbs/24_predict.ipynb #21120614
+class _Table(NamedTuple):
+    "Where each sample stands among reference times and lead times."
+
+    times: np.ndarray  # reference times, increasing
+    leads: np.ndarray  # lead times, increasing
+    row: np.ndarray  # (sample,) number of its reference time
+    column: np.ndarray  # (sample,) number of its lead time
+
+    @classmethod
+    def of(cls, samples: xr.Dataset, name: str) -> _Table:
+        "Raises DataError if a reference and lead time occur twice."
+        times, row = np.unique(samples["reference_time"].values, return_inverse=True)
+        hours, column = np.unique(samples["lead_time"].values, return_inverse=True)
+        if np.unique(row * hours.size + column).size < row.size:
+            what = f"{name}: reference and lead time of a sample"
+            raise DataError(mismatch(what, "each pair once", "the same pair twice"))
+        leads = np.round(hours * 3600).astype("timedelta64[s]").astype("timedelta64[ns]")
+        return cls(times, leads, row=row, column=column)
+
+    def fill(
+        self,
+        values: np.ndarray,  # (sample, ...)
+        empty,  # where there is no sample
+    ) -> np.ndarray:  # (time, lead_time, ...)
+        "Values of samples in the table."
+        shape = (self.times.size, self.leads.size, *values.shape[1:])
+        out = np.full(shape, empty, values.dtype)
+        out[self.row, self.column] = values
+        return out
 
 
 # %% ../nbs/24_predict.ipynb #60be7841
-def _coordinates(ds: xr.Dataset, grid: LambertGrid, edges) -> dict:
+def _coordinates(times, leads, grid: LambertGrid, edges) -> dict:
     "The coordinates of a result, with CF attributes."
-    times, leads = ds["time"].values, ds["lead_time"].values
     reference = dict(standard_name="forecast_reference_time", long_name="start of the forecast")
     valid = dict(standard_name="time", long_name="end of the accumulation period")
     rate = dict(standard_name=VARIABLES[RAIN].standard_name, units=VARIABLES[RAIN].units)
@@ -201,60 +272,80 @@ def _variables() -> dict:
         "exceedance": (("threshold",), dict(long_name=reached, units="1")),
         "rain_class": ((), dict(long_name=decided) | flags),
         "forecast_rain": ((), dict(long_name="rain rate of the forecast itself") | rain),
+        "observed_rain": ((), dict(long_name="rain rate that was observed") | rain),
     }
 
 
 # %% ../nbs/24_predict.ipynb #e411dae0
-def _as_cf(p, samples: xr.Dataset, ds: xr.Dataset, grid: LambertGrid, meta: dict) -> xr.Dataset:
+def _forecast_rain(samples: xr.Dataset) -> tuple:
+    "Rain rate of the forecast (sample, y, x), and the pixels where it has no value at all."
+    rain, outside = [], []
+    for block in blocks_of(samples):
+        forecast = block["forecast"].values
+        rain.append(forecast[:, RAIN])
+        outside.append(np.isnan(forecast).all(1))
+    return np.concatenate(rain), np.concatenate(outside)
+
+
+def _as_cf(p, samples: xr.Dataset, table: _Table, grid: LambertGrid, meta: dict) -> xr.Dataset:
     "Class probabilities (sample, class, y, x) as a CF dataset; NaN and -1 outside the forecast."
-    outside = np.isnan(samples["forecast"].values).all(1)  # (sample, y, x)
+    rain, outside = _forecast_rain(samples)
     fields = dict(
         probability=np.where(outside[:, None], np.nan, p),
         exceedance=np.where(outside[:, None], np.nan, exceedance(p)).clip(0, 1),
         rain_class=np.where(outside, -1, decide(p, meta["probability_thresholds"])),
-        forecast_rain=samples["forecast"].values[:, RAIN],
+        forecast_rain=rain,
     )
-    steps = ds.sizes["time"], ds.sizes["lead_time"]
+    if samples["rain"].notnull().any():
+        fields["observed_rain"] = samples["rain"].values
     variables = {"crs": ((), 0, crs_attributes(grid))}
-    for name, (extra, attributes) in _variables().items():
-        dtype = np.int8 if name == "rain_class" else np.float32
-        values = fields[name].reshape(*steps, *fields[name].shape[1:]).astype(dtype)
+    about = _variables()
+    for name, values in fields.items():
+        extra, attributes = about[name]
+        if name == "rain_class":
+            values = table.fill(values.astype(np.int8), -1)
+        else:
+            values = table.fill(values.astype(np.float32), np.nan)
         dims = ("time", "lead_time", *extra, "y", "x")
         variables[name] = (dims, values, attributes | dict(grid_mapping="crs"))
-    return xr.Dataset(variables, _coordinates(ds, grid, meta["config"].edges))
+    return xr.Dataset(variables, _coordinates(table.times, table.leads, grid, meta["config"].edges))
 
 
 # %% ../nbs/24_predict.ipynb #0090e93b
 def predict(
-    nwp,  # forecast: a dataset, a file, or several files
+    nwp,  # forecast: a dataset, a file or several files; or a store, or samples of one
     checkpoint,  # file written by `finetune`
-    grid: LambertGrid = None,  # where to predict; None = the grid of the checkpoint
+    grid: LambertGrid = None,  # where to predict; None = the grid of the checkpoint, or the store's
     source=None,  # of raw files: a key of io.lexicon.SOURCES; None = our own form or usual names
     climatology: str = "training",  # that normalises the input: training | own
 ) -> xr.Dataset:  # CF dataset with dimensions time, lead_time, class | threshold, y, x
     """Rain probabilities of a forecast, NaN where it has no data.
 
+    Of a store every sample is predicted, and the observed rain is kept in `observed_rain`.
     Raises DataError, GridError or CheckpointError where forecast, grid and checkpoint do not fit
     each other, and says what was expected and what was found.
     """
-    from sslpdl_nb.io.prepare import forecast_on_grid
-
     if climatology not in ("training", "own"):
         raise DataError(mismatch("predict: climatology", "training or own", repr(climatology)))
     model, meta = load_model(checkpoint)
-    name = Path(checkpoint).name
-    grid = grid or meta["grid"]
-    _check_checkpoint(meta, grid, name)
-    ds, files = _open_forecast(nwp, source)
-    samples = forecast_on_grid(ds, grid, files)
+    name, size = Path(checkpoint).name, tuple(meta["config"].image_size)
+    if isinstance(nwp, (list, tuple)) and len(nwp) == 1:
+        nwp = nwp[0]
+    several = isinstance(nwp, (list, tuple))
+    if source is None and not several and is_store(nwp):
+        samples, files = _stored_samples(nwp, grid, size)
+        grid = lambert_from_cf(samples)
+        _check_checkpoint(meta, grid, name)
+    else:
+        grid = grid or meta["grid"]
+        _check_checkpoint(meta, grid, name)
+        samples, files = _forecast_samples(nwp, grid, source)
     standardizer = meta["standardizer"]
     if climatology == "own":
         standardizer = own_climatology(samples, standardizer)
     p = predict_probabilities(model, RainDataset(samples, standardizer))
-    attributes = _attributes(meta, name, files, samples, climatology)
-    if ds.attrs.get("note"):
-        attributes["input_note"] = ds.attrs["note"]
-    return _as_cf(p, samples, ds, grid, meta).assign_attrs(attributes)
+    ds = _as_cf(p, samples, _Table.of(samples, files), grid, meta)
+    return ds.assign_attrs(_attributes(meta, name, files, samples, climatology))
 
 
 # %% ../nbs/24_predict.ipynb #1db4254f
@@ -296,6 +387,13 @@ def observed_on(
 
 
 # %% ../nbs/24_predict.ipynb #d19b1674
+def _observed(one: xr.Dataset, grid: LambertGrid, qpe):
+    "Observed rain of one forecast (lead_time, y, x), from radar images or the store, or None."
+    if qpe is not None:
+        return observed_on(qpe, grid, one["valid_time"].values)
+    return one["observed_rain"].values if "observed_rain" in one else None
+
+
 def _row_label(ax, one: xr.Dataset, k: int):
     "Valid time and lead time at the left of a row."
     hours = one["lead_time"].values[k] / np.timedelta64(1, "h")
@@ -313,7 +411,8 @@ def _draw_row(axes, one: xr.Dataset, k: int, rains: list, grid: LambertGrid) -> 
     thresholds = np.atleast_1d(one.attrs["probability_thresholds"])
     for ax, p, threshold in zip(axes[len(rains) :], one["exceedance"].values[k], thresholds):
         probability_image = draw_probability(ax, p, grid)
-        if np.nanmin(p) < threshold <= np.nanmax(p):
+        known = p[np.isfinite(p)]
+        if known.size and known.min() < threshold <= known.max():
             ax.contour(grid.x, grid.y, p, [threshold], colors="#00b5ad", linewidths=1.2)
     _row_label(axes[0], one, k)
     return rain_image, probability_image
@@ -322,20 +421,23 @@ def _draw_row(axes, one: xr.Dataset, k: int, rains: list, grid: LambertGrid) -> 
 # %% ../nbs/24_predict.ipynb #a7f4c796
 def rainmap(
     ds: xr.Dataset,  # from `predict`
-    qpe: xr.Dataset = None,  # observed rain, from io.qpe.open_qpe; None = no such column
+    qpe: xr.Dataset = None,  # observed rain, from io.qpe.open_qpe; None = that of the store
     time: int = -1,  # which reference time; -1 = the last
-    leads=None,  # numbers of the lead times, one row each; None = all
+    leads=None,  # numbers of the lead times, one row each; None = all that have values
     size: float = 2.0,  # inches, as in `viz.maps`
 ):  # figure
     "Forecast, observation and probabilities side by side, one row per lead time."
     from sslpdl_nb.viz import colorbar, maps
 
     one, grid = ds.isel(time=time), lambert_from_cf(ds)
-    leads = range(ds.sizes["lead_time"]) if leads is None else leads
-    names = ["forecast"] if qpe is None else ["forecast", "observed"]
+    if leads is None:
+        leads = np.flatnonzero(one["exceedance"].notnull().any(("threshold", "y", "x")))
+    observed = _observed(one, grid, qpe)
+    names = ["forecast"] if observed is None else ["forecast", "observed"]
     n_rain = len(names)
     names += [f"P(≥ {e:g} mm/h)" for e in ds["threshold"].values]
-    observed = None if qpe is None else observed_on(qpe, grid, one["valid_time"].values)
+    if len(leads) == 0:
+        raise DataError(mismatch("rainmap: lead times with values", "at least one", "none"))
     fig, axes = maps(len(leads), len(names), grid, size, titles=names)
     for row_axes, k in zip(axes, leads):
         rains = [one["forecast_rain"].values[k]]

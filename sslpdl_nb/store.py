@@ -33,6 +33,7 @@ __all__ = [
     "check_store",
     "quiet",
     "open_store",
+    "is_store",
     "find_store",
     "in_memory",
     "blocks_of",
@@ -126,6 +127,23 @@ def open_store(
     except Exception as error:  # the readers below xarray raise almost anything on damaged stores
         found = f"{type(error).__name__}: {error}"
         raise DataError(mismatch(str(path), "a complete, readable store", found)) from error
+
+
+# %% ../nbs/10_store.ipynb #be58c49d
+def is_store(
+    data,  # a dataset, or the path of something
+) -> bool:
+    "Whether it is a store of samples: a dataset, a Zarr folder (finished or not) or a NetCDF file."
+    if isinstance(data, xr.Dataset):
+        return "forecast" in data and "sample" in data["forecast"].dims
+    path = Path(data)
+    if path.is_dir():
+        return (path / "zarr.json").is_file() and (path / "forecast" / "zarr.json").is_file()
+    try:
+        with xr.open_dataset(path, engine="netcdf4", decode_times=False) as ds:
+            return is_store(ds)
+    except Exception:  # whatever cannot be opened is no store
+        return False
 
 
 # %% ../nbs/10_store.ipynb #f80eef5a
@@ -407,7 +425,7 @@ def crop(
     samples: xr.Dataset,  # with dimensions y, x
     size: tuple,  # rows, columns wanted
 ) -> xr.Dataset:  # the middle of it
-    "The middle of a dataset. Raises DataError if it is too small."
+    "The middle of a dataset, without moments if it shrinks. Raises DataError if it is too small."
     (h, w), (ny, nx) = size, (samples.sizes["y"], samples.sizes["x"])
     if ny < h or nx < w:
         expected = f"at least {h} x {w} (image_size of the configuration)"
@@ -415,6 +433,7 @@ def crop(
     if (h, w) == (ny, nx):
         return samples
     top, left = (ny - h) // 2, (nx - w) // 2
+    samples = samples.drop_vars("moments", errors="ignore")  # they belong to whole samples
     return samples.isel(y=slice(top, top + h), x=slice(left, left + w))
 
 
@@ -440,9 +459,7 @@ def load_splits(
 ) -> Splits:
     "From a store to standardised train, valid and test datasets. Raises DataError without one."
     path = find_store(data_dir)
-    samples = open_store(path, memory)
-    if samples["rain"].shape[1:] != tuple(config.image_size):
-        samples = crop(samples.drop_vars("moments", errors="ignore"), config.image_size)
+    samples = crop(open_store(path, memory), config.image_size)
     parts = split_days(samples, gap=gap)
     if missing == "refuse":
         _refuse_missing(parts, path)
