@@ -26,11 +26,11 @@ def make_sample_store(root: Path = ROOT):
     "Run the command that prepares the store; nothing happens if it is there."
     if is_current(root):
         return
-    command = [sys.executable, "-m", "sslpdl_nb.cli", "prepare", "--fresh"]
+    command = [str(Path(sys.executable).with_name("sslpdl")), "prepare", "--fresh"]
     command += ["--nwp", str(TINY / "nwp.nc"), "--qpe", str(TINY / "qpe.nc")]
     command += ["--source", "sslpdl", "--rain-regridding", "nearest"]
     command += ["--out", str(TINY / "store.zarr")]
-    print("preparing the store of the bundled sample:", "sslpdl", *command[3:], flush=True)
+    print("preparing the store of the bundled sample:", "sslpdl", *command[1:], flush=True)
     subprocess.run(command, cwd=root, check=True)
 
 
