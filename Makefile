@@ -1,45 +1,61 @@
-# make reproduce | test | lab | notebooks | export | clean
+# make install | reproduce | test | lab | notebooks | export | lock | clean
 PYTHON ?= python3
 NAME   ?= sample
 PARAMS ?=
+LOCKED ?=
 BIN    := .venv/bin
 DONE   := .venv/.installed
+LOCK   := requirements/tested-py311.txt
+PIP    := $(BIN)/python -m pip install --quiet
 
-.PHONY: help install reproduce test lab notebooks export clean
+.PHONY: help install store reproduce test lab notebooks export lock clean
 help:
+	@echo "make install     put everything into .venv; LOCKED=1: the exact versions of $(LOCK)"
 	@echo "make reproduce   run every notebook on the bundled sample; results in runs/$(NAME)/"
-	@echo "make test        check that modules match notebooks, imports run forward, notebooks and tests pass"
+	@echo "make test        check notebooks and modules, run the notebooks quickly, run the tests"
 	@echo "make lab         open JupyterLab on nbs/"
 	@echo "make notebooks   run the notebooks in place and keep their outputs"
 	@echo "make export      write sslpdl_nb/ and README.md from the notebooks"
+	@echo "make lock        write down the versions of this environment, after a green make test"
 
 $(DONE): settings.ini setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(PIP) --upgrade pip
+ifneq ($(LOCKED),)
+	$(PIP) -r $(LOCK)
+	$(PIP) --no-deps -e .
+else
+	$(PIP) -e ".[dev]"
+endif
 	@touch $@
 
 install: $(DONE)
 
-reproduce: $(DONE)
-	$(BIN)/python tests/run_notebooks.py --out runs/$(NAME) --fresh --html $(if $(PARAMS),--params $(PARAMS))
+store: $(DONE)
+	$(BIN)/python tools/sample_store.py
 
-test: $(DONE)
-	$(BIN)/python tests/check_repo.py
-	$(BIN)/python tests/run_notebooks.py --out runs/test --fresh --params params/fast.yaml --solutions
+reproduce: store
+	$(BIN)/python tools/run_notebooks.py --out runs/$(NAME) --fresh --html $(if $(PARAMS),--params $(PARAMS))
+
+test: store
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/python tools/check_repo.py
+	$(BIN)/python tools/run_notebooks.py --out runs/test --fresh --params params/fast.yaml --solutions
 	$(BIN)/python -m pytest -q tests
 
-lab: $(DONE)
+lab: store
 	$(BIN)/jupyter lab --notebook-dir=nbs
 
-notebooks: $(DONE)
-	$(BIN)/python tests/run_notebooks.py --out runs/sample --fresh --in-place
-	$(BIN)/python tests/make_readme.py
+notebooks: store
+	$(BIN)/python tools/run_notebooks.py --out runs/sample --fresh --in-place
+	$(BIN)/python tools/make_readme.py
 
 export: $(DONE)
-	$(BIN)/nbdev_export
-	$(BIN)/python tests/clean_notebooks.py
-	$(BIN)/python tests/make_readme.py
+	$(BIN)/python tools/export.py
+
+lock: $(DONE)
+	$(BIN)/python tools/lock.py
 
 clean:
-	rm -rf .venv runs _proc _docs *.egg-info
+	rm -rf .venv runs _proc _docs *.egg-info data_samples/tiny/store.zarr

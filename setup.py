@@ -30,7 +30,7 @@ setup(
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
         "Natural Language :: English",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
     ],
     packages=find_packages(include=["sslpdl_nb", "sslpdl_nb.*"]),
     package_data={"sslpdl_nb": ["*.npz"]},
@@ -38,8 +38,13 @@ setup(
     install_requires=words("requirements"),
     extras_require={
         "gpu": words("gpu_requirements"),
-        "data": words("data_requirements"),
-        "dev": words("dev_requirements") + words("data_requirements"),
+        "readers": words("readers_requirements"),
+        "scale": words("scale_requirements"),
+        "dev": [
+            *words("dev_requirements"),
+            *words("readers_requirements"),
+            *words("scale_requirements"),
+        ],
     },
     entry_points={
         "console_scripts": words("console_scripts"),

@@ -1,4 +1,5 @@
 "The notebook runner on a folder of tiny notebooks."
+
 import json
 import signal
 import subprocess
@@ -9,19 +10,30 @@ from pathlib import Path
 import nbformat
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import run_notebooks as runner
 
-PARAMETERS = 'seed = 0\nfast = False\npreset = "small"\ndata_dir = "../data_samples/tiny"\nout_dir = "../runs/sample"'
+PARAMETERS = """seed = 0
+fast = False
+preset = "small"
+data_dir = "../data_samples/tiny"
+out_dir = "../runs/sample"
+"""
 
 
 def notebook(path, *cells, parameters=PARAMETERS):
     "Write a notebook: text that starts with `md:` is markdown, all else is code."
-    nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
+    nb = nbformat.v4.new_notebook(
+        metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
+    )
     if parameters:
         nb.cells.append(nbformat.v4.new_code_cell(parameters, metadata=dict(tags=["parameters"])))
     for text in cells:
-        nb.cells.append(nbformat.v4.new_markdown_cell(text[3:]) if text.startswith("md:") else nbformat.v4.new_code_cell(text))
+        nb.cells.append(
+            nbformat.v4.new_markdown_cell(text[3:])
+            if text.startswith("md:")
+            else nbformat.v4.new_code_cell(text)
+        )
     nbformat.write(nb, path)
 
 
@@ -38,11 +50,18 @@ def run(nbs, *options):
 
 def texts(path):
     "What the cells of an executed notebook printed."
-    return "".join(o.get("text", "") for c in nbformat.read(path, 4).cells if c.cell_type == "code" for o in c.outputs)
+    return "".join(
+        o.get("text", "")
+        for c in nbformat.read(path, 4).cells
+        if c.cell_type == "code"
+        for o in c.outputs
+    )
 
 
-DOT = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63600000000200014898"
-                    "a4d10000000049454e44ae426082")
+DOT = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63600000000200014898"
+    "a4d10000000049454e44ae426082"
+)
 SOLVED = """md:### Exercises
 
 **1.** What is x plus one?
@@ -66,11 +85,21 @@ raise RuntimeError("not a solution")
 
 
 def test_order_parameters_solutions_html_and_receipt(nbs, capsys):
-    notebook(nbs / "01_b.ipynb", "import os; print(seed, fast, out_dir, os.getcwd())", "x = 2", SOLVED)
-    notebook(nbs / "00_a.ipynb", "import sys; print(sys.executable)", 'open(out_dir + "/verify.json", "w").write(\'{"csi": 0.5}\');')
+    notebook(
+        nbs / "01_b.ipynb", "import os; print(seed, fast, out_dir, os.getcwd())", "x = 2", SOLVED
+    )
+    notebook(
+        nbs / "00_a.ipynb",
+        "import sys; print(sys.executable)",
+        'open(out_dir + "/verify.json", "w").write(\'{"csi": 0.5}\');',
+    )
     (nbs / "images").mkdir()
     (nbs / "images" / "dot.png").write_bytes(DOT)
-    notebook(nbs / "index.ipynb", "md:# front page, [a](00_a.ipynb) ![dot](images/dot.png)", parameters=None)
+    notebook(
+        nbs / "index.ipynb",
+        "md:# front page, [a](00_a.ipynb) ![dot](images/dot.png)",
+        parameters=None,
+    )
     params = nbs.parent / "p.yaml"
     params.write_text("fast: true\nseed: 3\n")
     assert run(nbs, "--params", params, "--solutions", "--html") == 0
@@ -80,9 +109,11 @@ def test_order_parameters_solutions_html_and_receipt(nbs, capsys):
     assert texts(out / "01_b.ipynb") == f"3 True ../out {nbs}\nsolved 3\n"
     assert texts(out / "00_a.ipynb").strip() == sys.executable
     html = (out / "index.html").read_text()
-    assert "00_a.html" in html and "require.min.js" not in html and "data:image/png;base64" in html and "dot.png" not in html
+    assert "00_a.html" in html and "data:image/png;base64" in html
+    assert "require.min.js" not in html and "dot.png" not in html
     scores = json.loads((out / "scores.json").read_text())
-    assert scores["status"] == "complete" and scores["seed"] == 3 and scores["parameters"]["fast"] is True
+    assert scores["status"] == "complete"
+    assert scores["seed"] == 3 and scores["parameters"]["fast"] is True
     assert scores["verify"] == {"csi": 0.5} and list(scores["seconds"]) == ["00_a", "01_b", "index"]
     assert {"torch", "python"} <= set(scores["versions"]) and "cores" in scores["hardware"]
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
@@ -94,7 +125,8 @@ def test_first_failure_stops_and_names_the_cell(nbs, capsys):
     assert run(nbs) == 1
     out, err = capsys.readouterr()
     assert "FAILED" in out and "01_b" not in out
-    assert "00_a, cell In [3]: value = 1 / 0  # here" in err and "ZeroDivisionError: division by zero" in err
+    assert "00_a, cell In [3]: value = 1 / 0  # here" in err
+    assert "ZeroDivisionError: division by zero" in err
     assert len(err.splitlines()) < 30
     assert (nbs.parent / "out" / "00_a.ipynb").exists()
     scores = json.loads((nbs.parent / "out" / "scores.json").read_text())
@@ -133,7 +165,8 @@ def test_only_names_that_a_notebook_declares(nbs):
     params = nbs.parent / "p.yaml"
     params.write_text("fast: true")
     assert run(nbs, "--params", params) == 0
-    assert texts(nbs.parent / "out" / "00_a.ipynb") == "0 False\n" and texts(nbs.parent / "out" / "01_b.ipynb") == "True\n"
+    assert texts(nbs.parent / "out" / "00_a.ipynb") == "0 False\n"
+    assert texts(nbs.parent / "out" / "01_b.ipynb") == "True\n"
 
 
 def test_choice_of_notebooks(nbs, capsys):
@@ -152,9 +185,11 @@ def test_in_place_keeps_outputs_and_counts_and_nothing_else(nbs):
     assert run(nbs, "--in-place") == 0
     first = path.read_bytes()
     cells = nbformat.read(path, 4).cells
-    assert len(cells) == 5 and "papermill" not in first.decode() and "injected" not in first.decode()
+    assert len(cells) == 5
+    assert "papermill" not in first.decode() and "injected" not in first.decode()
     assert cells[2].outputs[0].text == "new\n" and cells[0].metadata.tags == ["parameters"]
-    assert [c.execution_count for c in cells if c.cell_type == "code"] == [1, 2, 3] and cells[4].outputs[0].execution_count == 3
+    assert [c.execution_count for c in cells if c.cell_type == "code"] == [1, 2, 3]
+    assert cells[4].outputs[0].execution_count == 3
     assert run(nbs, "--in-place") == 0
     assert path.read_bytes() == first
 
@@ -168,19 +203,42 @@ def test_in_place_takes_no_other_parameters(nbs, capsys):
 
 
 def test_in_place_feeds_the_front_page(nbs):
-    verify = dict(data="simulated", preset="small", test_days=["a", "b"], situations=1, differences={}, scores={"0.1": {"raw forecast": dict(CSI=0.3, bias=2.0)}})
-    notebook(nbs / "00_a.ipynb", "for f in ('rainmap.png', 'real_own.png'): open(out_dir + '/' + f, 'w').write(f)",
-             f"import json; json.dump({verify}, open(out_dir + '/verify.json', 'w'))")
-    notebook(nbs / "index.ipynb", "import json; print(list(json.load(open('images/seconds.json'))))", parameters=None)
+    verify = dict(
+        data="simulated",
+        preset="small",
+        test_days=["a", "b"],
+        situations=1,
+        differences={},
+        scores={"0.1": {"raw forecast": dict(CSI=0.3, bias=2.0)}},
+    )
+    notebook(
+        nbs / "00_a.ipynb",
+        "for f in ('rainmap.png', 'real_own.png'): open(out_dir + '/' + f, 'w').write(f)",
+        f"import json; json.dump({verify}, open(out_dir + '/verify.json', 'w'))",
+    )
+    notebook(
+        nbs / "index.ipynb",
+        "import json; print(list(json.load(open('images/seconds.json'))))",
+        parameters=None,
+    )
     assert run(nbs, "--in-place") == 0
-    assert (nbs / "images" / "rainmap.png").read_text() == "rainmap.png" and (nbs / "images" / "rainmap_real.png").read_text() == "real_own.png"
+    assert (nbs / "images" / "rainmap.png").read_text() == "rainmap.png"
+    assert (nbs / "images" / "rainmap_real.png").read_text() == "real_own.png"
     scores = json.loads((nbs / "images" / "scores.json").read_text())
-    assert scores == dict(data="simulated", test_days=2, situations=1, differences={}, csi={"0.1": {"raw forecast": 0.3}}, bias={"0.1": {"raw forecast": 2.0}})
+    assert scores == dict(
+        data="simulated",
+        test_days=2,
+        situations=1,
+        differences={},
+        csi={"0.1": {"raw forecast": 0.3}},
+        bias={"0.1": {"raw forecast": 2.0}},
+    )
     assert nbformat.read(nbs / "index.ipynb", 4).cells[0].outputs[0].text == "['00_a']\n"
     out = nbs.parent / "out"
     (out / "verify.json").write_text(json.dumps(verify | dict(preset="course")))
     notebook(nbs / "00_a.ipynb", "print(1)")
-    assert run(nbs, "--front-page", "00_a") == 0 and json.loads((nbs / "images" / "scores_course.json").read_text()) == scores
+    assert run(nbs, "--front-page", "00_a") == 0
+    assert json.loads((nbs / "images" / "scores_course.json").read_text()) == scores
 
 
 def test_fresh_empties_only_its_own_folder(nbs, capsys):
@@ -194,17 +252,26 @@ def test_fresh_empties_only_its_own_folder(nbs, capsys):
 
 
 def test_interrupt_is_clean(nbs):
-    notebook(nbs / "00_a.ipynb", "import os; open(out_dir + '/pid', 'w').write(str(os.getpid()))", "import time; time.sleep(60)")
+    notebook(
+        nbs / "00_a.ipynb",
+        "import os; open(out_dir + '/pid', 'w').write(str(os.getpid()))",
+        "import time; time.sleep(60)",
+    )
     out = nbs.parent / "out"
-    process = subprocess.Popen([sys.executable, runner.__file__, "--nbs", nbs, "--out", out], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # a job in the background ignores it
+    process = subprocess.Popen(
+        [sys.executable, runner.__file__, "--nbs", nbs, "--out", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # a job in the background ignores it
     while not (out / "pid").exists() or not (out / "pid").read_text():
         time.sleep(0.1)
         assert process.poll() is None
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130 and "stopped" in stdout and "interrupted" in stderr and "Traceback" not in stderr
+    assert process.returncode == 130 and "stopped" in stdout
+    assert "interrupted" in stderr and "Traceback" not in stderr
     assert json.loads((out / "scores.json").read_text())["status"] == "interrupted in 00_a"
     assert not Path(f"/proc/{(out / 'pid').read_text()}").exists()

@@ -38,7 +38,7 @@ class Part:
 BOOK = (
     Part(
         "Start",
-        "The whole way in a quarter of an hour, and the words, grids and figures of everything after.",
+        "The whole way in a quarter of an hour; then the words, grids and figures that all use.",
         (
             Lesson("00_tour", "", "the whole way from forecast to rain map, on the bundled sample"),
             Lesson("01_core", "core", "sixteen variables, one configuration, a glossary"),

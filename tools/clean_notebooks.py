@@ -1,9 +1,10 @@
 """Clean notebooks as nbdev_clean does, but let execution counts stand where they are the truth.
 
-    python tests/clean_notebooks.py [NOTEBOOK ...]      default: all in nbs/ of the current folder
+    python tools/clean_notebooks.py [NOTEBOOK ...]      default: all in nbs/ of the current folder
 
-`run_notebooks.py --in-place` leaves a hash of the code that it ran in the notebook. While code and hash agree, the outputs
-belong to the code and cells are numbered 1, 2, 3 ... as they were run; after any change of code no cell has a number.
+`run_notebooks.py --in-place` leaves a hash of the code that it ran in the notebook. While code and
+hash agree, the outputs belong to the code and cells are numbered 1, 2, 3 ... as they were run;
+after any change of code no cell has a number.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def number(notebook: dict):
 
 
 def clean(path: Path):
-    "Clean one notebook by the rules of settings.ini, number its cells, and write it if that changes it."
+    "Clean a notebook by the rules of settings.ini and number its cells."
     from execnb.nbio import write_nb
     from nbdev.clean import clean_nb
     from nbdev.config import get_config

@@ -1,7 +1,7 @@
 """Write the modules, the strips of the notebooks, the sidebar and README.md.
 
-    python tools/export.py                    everything
-    python tools/export.py nbs/20_decide.ipynb   the modules of these notebooks only
+python tools/export.py                    everything
+python tools/export.py nbs/20_decide.ipynb   the modules of these notebooks only
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write README.md from nbs/index.ipynb, without Quarto.
 
-python tests/make_readme.py             writes README.md
-python tests/make_readme.py --check     only says whether it is up to date
+python tools/make_readme.py             writes README.md
+python tools/make_readme.py --check     only says whether it is up to date
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 LINK = re.compile(r'(\]\(|(?:src|href)=")(?!https?:|#|mailto:|/)([^)\s"]+)')
 HIDDEN = re.compile(r"^#\|\s*(hide|default_exp)\b", re.M)
@@ -57,12 +56,14 @@ def cell_text(cell) -> str:
 def readme(index: Path) -> str:
     "The text of README.md."
     cells = nbformat.read(index, as_version=4).cells
-    head = f"<!-- made from nbs/{index.name} by tests/make_readme.py: edit the notebook, not this file -->\n\n"
+    made = f"made from nbs/{index.name} by tools/make_readme.py"
+    head = f"<!-- {made}: edit the notebook, not this file -->\n\n"
     return head + "\n\n".join(t.strip() for t in map(cell_text, cells) if t.strip()) + "\n"
 
 
 def main(argv: list[str]) -> int:
-    text, target = readme(ROOT / "nbs" / "index.ipynb"), ROOT / "README.md"
+    root = Path.cwd()
+    text, target = readme(root / "nbs" / "index.ipynb"), root / "README.md"
     if "--check" in argv:
         same = target.exists() and target.read_text(encoding="utf-8") == text
         print(

@@ -1,8 +1,8 @@
 """Run the notebooks in order with papermill and leave one folder with everything that they made.
 
-python tests/run_notebooks.py --out runs/sample --html
-python tests/run_notebooks.py --out runs/test --params params/fast.yaml --solutions --fresh
-python tests/run_notebooks.py --out runs/sample --in-place 03_grid 04_data
+python tools/run_notebooks.py --out runs/sample --html
+python tools/run_notebooks.py --out runs/test --params params/fast.yaml --solutions --fresh
+python tools/run_notebooks.py --out runs/sample --in-place 10_store 11_labels
 """
 
 from __future__ import annotations
@@ -54,9 +54,8 @@ def prepare_folder(out: Path, fresh: bool):
     "Make the run folder; `fresh` empties it first, but only if an earlier run made it."
     if fresh and out.exists() and any(out.iterdir()):
         if not (out / "scores.json").exists():
-            raise RunError(
-                f"--fresh would empty {out}, but it holds no scores.json of an earlier run; remove it by hand"
-            )
+            found = "but it holds no scores.json of an earlier run; remove it by hand"
+            raise RunError(f"--fresh would empty {out}, {found}")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -150,9 +149,12 @@ class Line:
         if self.tty:
             self.thread.join()
             print(f"\r{self.label}", end="")
-        word = (
-            "ok" if kind is None else "stopped" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        )
+        if kind is None:
+            word = "ok"
+        elif issubclass(kind, KeyboardInterrupt):
+            word = "stopped"
+        else:
+            word = "FAILED"
         print(f"{word:7} {self.seconds:6.1f} s{'   ' if self.tty else ''}", flush=True)
 
 
@@ -169,8 +171,6 @@ def prepare_environment(nbs: Path):
     data = os.environ.get("SSLPDL_DATA")
     if data:  # relative to the caller -> valid in the kernel too
         os.environ["SSLPDL_DATA"] = data if os.path.isabs(data) else os.path.relpath(data, nbs)
-    elif (ROOT.parent / "shared" / "data").is_dir():
-        os.environ["SSLPDL_DATA"] = os.path.relpath(ROOT.parent / "shared" / "data", nbs)
 
 
 def execute(notebook, source: Path, target: Path, parameters: dict, nbs: Path, timeout: int | None):
@@ -214,25 +214,23 @@ def first_line(source: str) -> str:
 
 def explain(error: Exception, target: Path, keep: int = 12) -> str:
     "Which cell failed and why, in a few lines."
-    where, what = (
-        "before the first cell",
-        f"{type(error).__name__}: {ANSI.sub('', str(error)).strip()}",
-    )
+    where = "before the first cell"
+    what = f"{type(error).__name__}: {ANSI.sub('', str(error)).strip()}"
     if hasattr(error, "cell_index"):  # papermill's own
         where = f"cell In [{error.exec_count}]: {first_line(error.source)}"
         text = [s for s in ANSI.sub("", "\n".join(error.traceback)).splitlines() if s.strip()]
-        what = (
-            "\n".join(["    ..."] * (len(text) > keep) + ["    " + s for s in text[-keep:]])
-            + f"\n{error.ename}: {error.evalue}"
-        )
+        lines = ["    " + line for line in text[-keep:]]
+        if len(text) > keep:
+            lines.insert(0, "    ...")
+        what = "\n".join([*lines, f"{error.ename}: {error.evalue}"])
     elif target.exists():  # a timeout or a dead kernel: the cell that was running
-        begun = [
-            c
-            for c in read_notebook(target).cells
-            if c.cell_type == "code"
-            and c.metadata.get("papermill", {}).get("status", "pending") != "pending"
-        ]
-        where = f"cell: {first_line(begun[-1].source)}" if begun else where
+        begun = []
+        for cell in read_notebook(target).cells:
+            status = cell.metadata.get("papermill", {}).get("status", "pending")
+            if cell.cell_type == "code" and status != "pending":
+                begun.append(cell)
+        if begun:
+            where = f"cell: {first_line(begun[-1].source)}"
     what = "\n".join(what.splitlines()[: keep + 20])
     return f"\n{target.stem}, {where}\n\n{what[:6000]}\n\nexecuted copy: {shown(target)}"
 
@@ -263,7 +261,7 @@ def write_html(source: Path, nbs: Path):
 
 
 def keep_outputs(source: Path, executed: Path):
-    "Put new outputs, counts and the hash of the code that made them into the source notebook and clean it."
+    "Put new outputs, and the hash of the code that made them, into the source notebook."
     notebook, new = read_notebook(source), read_notebook(executed)
     outputs = {c.id: c.outputs for c in new.cells if c.cell_type == "code"}
     for cell in notebook.cells:
@@ -282,25 +280,22 @@ def keep_outputs(source: Path, executed: Path):
 def front_scores(out: Path, nbs: Path):
     "The scores of a run, for index.ipynb: scores.json, or scores_course.json of the preset course."
     (nbs / "images").mkdir(exist_ok=True)
-    if (out / "verify.json").exists():
-        verify = json.loads((out / "verify.json").read_text(encoding="utf-8"))
-        name = "scores" if verify["preset"] == "small" else f"scores_{verify['preset']}"
-        write_json(
-            nbs / "images" / f"{name}.json",
-            dict(
-                data=verify["data"],
-                test_days=len(verify["test_days"]),
-                situations=verify["situations"],
-                differences=verify["differences"],
-                **{
-                    key: {
-                        edge: {name: row[score] for name, row in rows.items()}
-                        for edge, rows in verify["scores"].items()
-                    }
-                    for key, score in (("csi", "CSI"), ("bias", "bias"))
-                },
-            ),
-        )
+    if not (out / "verify.json").exists():
+        return
+    verify = json.loads((out / "verify.json").read_text(encoding="utf-8"))
+    shown = dict(
+        data=verify["data"],
+        test_days=len(verify["test_days"]),
+        situations=verify["situations"],
+        differences=verify["differences"],
+        csi={},
+        bias={},
+    )
+    for edge, rows in verify["scores"].items():
+        shown["csi"][edge] = {name: row["CSI"] for name, row in rows.items()}
+        shown["bias"][edge] = {name: row["bias"] for name, row in rows.items()}
+    name = "scores" if verify["preset"] == "small" else f"scores_{verify['preset']}"
+    write_json(nbs / "images" / f"{name}.json", shown)
 
 
 def front_page(out: Path, nbs: Path, seconds: dict):
@@ -349,59 +344,69 @@ def finish(record: dict, out: Path, status: str):
 # ------------------------------------------------------------------ the command
 
 
+def check_values(values: dict, known: dict, file: Path | None):
+    "Refuse parameters that no notebook declares."
+    unknown = ", ".join(sorted(set(values) - set(known)))
+    if unknown:
+        declares = ", ".join(sorted(known))
+        raise RunError(f"{file} sets {unknown}, but the notebooks declare only {declares}")
+
+
+def run_one(path: Path, label: str, args, record: dict, values: dict) -> int:
+    "Run one notebook and write down how long it took; exit code."
+    nbs, out = args.nbs.resolve(), args.out.resolve()
+    target, failure = out / path.name, None
+    notebook = read_notebook(path)
+    names = declared(notebook)
+    if args.solutions:
+        notebook = with_solutions(notebook)
+    finish(record, out, f"running {path.stem}")
+    try:
+        with Line(label) as line:
+            given = {name: value for name, value in values.items() if name in names}
+            execute(notebook, path, target, given, nbs, args.timeout)
+            if args.in_place:
+                keep_outputs(path, target)
+    except (KeyboardInterrupt, Exception) as error:
+        failure = error
+    record["seconds"][path.stem] = round(line.seconds, 1)
+    if isinstance(failure, KeyboardInterrupt):
+        finish(record, out, f"interrupted in {path.stem}")
+        print(f"\ninterrupted; executed copy: {shown(target)}", file=sys.stderr)
+        return 130
+    if failure is not None:
+        finish(record, out, f"failed in {path.stem}")
+        print(explain(failure, target), file=sys.stderr)
+        return 1
+    if args.html:
+        write_html(target, nbs)
+    return 0
+
+
 def run(args) -> int:
+    "Run the notebooks in order, up to the first failure; exit code."
     if args.in_place and args.params:
-        raise RunError(
-            "--in-place keeps what the parameters in the notebooks give; it takes no --params"
-        )
+        what = "--in-place keeps what the parameters in the notebooks give"
+        raise RunError(f"{what}; it takes no --params")
     nbs, out = args.nbs.resolve(), args.out.resolve()
     paths = find_notebooks(nbs, args.notebooks)
-    notebooks = {p: read_notebook(p) for p in paths}
-    names = {p: declared(n) for p, n in notebooks.items()}
-    known = {k: v for p in reversed(paths) for k, v in names[p].items()}
+    known = {}
+    for path in paths:
+        known = declared(read_notebook(path)) | known
     values = read_parameters(args.params)
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise RunError(
-            f"{args.params} sets {', '.join(unknown)}, but the notebooks declare only {', '.join(sorted(known))}"
-        )
+    check_values(values, known, args.params)
     values["out_dir"] = Path(os.path.relpath(out, nbs)).as_posix()
     prepare_folder(out, args.fresh)
     prepare_environment(nbs)
     record = receipt({**known, **values})
     width = max(len(p.stem) for p in paths)
     for k, path in enumerate(paths, 1):
-        target = out / path.name
-        notebook = with_solutions(notebooks[path]) if args.solutions else notebooks[path]
-        finish(record, out, f"running {path.stem}")
         if args.in_place and path.stem == "index" and len(paths) > 1:
             front_page(out, nbs, record["seconds"])
-        failure = None
-        try:
-            with Line(f"[{k:2}/{len(paths)}] {path.stem:{width}}   ") as line:
-                execute(
-                    notebook,
-                    path,
-                    target,
-                    {n: v for n, v in values.items() if n in names[path]},
-                    nbs,
-                    args.timeout,
-                )
-                if args.in_place:
-                    keep_outputs(path, target)
-        except (KeyboardInterrupt, Exception) as error:
-            failure = error
-        record["seconds"][path.stem] = round(line.seconds, 1)
-        if isinstance(failure, KeyboardInterrupt):
-            finish(record, out, f"interrupted in {path.stem}")
-            print(f"\ninterrupted; executed copy: {shown(target)}", file=sys.stderr)
-            return 130
-        if failure is not None:
-            finish(record, out, f"failed in {path.stem}")
-            print(explain(failure, target), file=sys.stderr)
-            return 1
-        if args.html:
-            write_html(target, nbs)
+        label = f"[{k:2}/{len(paths)}] {path.stem:{width}}   "
+        code = run_one(path, label, args, record, values)
+        if code:
+            return code
     finish(record, out, "complete")
     if args.front_page:
         front_scores(out, nbs)
