@@ -129,50 +129,75 @@ def mismatch(
 
 
 # %% ../nbs/01_core.ipynb #72db88ce
-def _rules(c) -> list:
-    "What a configuration must satisfy: (field, requirement, whether it holds)."
-    rows, columns = c.image_size
-    edges = (0, *c.edges)
-    increasing = all(low < high for low, high in zip(edges, edges[1:]))
-    fractions = (
-        "pretrain_mask_ratio",
-        "finetune_mask_ratio",
-        "drop_path",
-        "warmup",
-        "alpha",
-        "beta",
-    )
-    counts = ("patch_size", "token_variables", "pretrain_steps", "pretrain_batch", "finetune_steps")
-    counts += ("finetune_batch", "ppm_dim", "fpn_dim")
-    rules = [
-        ("edges", "positive increasing rain rates in mm/h", len(c.edges) > 0 and increasing),
-        (
-            "class_weights",
-            f"{len(c.edges) + 1} positive weights, one for each class",
-            len(c.class_weights) == len(c.edges) + 1 and min(c.class_weights) > 0,
-        ),
-        ("rain_transform", "log1p or none", c.rain_transform in ("log1p", "none")),
-        ("stem_stride", "2 or 4", c.stem_stride in (2, 4)),
-        (
-            "encoder",
-            "the name of an encoder",
-            isinstance(c.encoder, str) and c.encoder.isidentifier(),
-        ),
-    ]
-    rules += [(name, "a number from 0 to 1", 0 <= getattr(c, name) <= 1) for name in fractions]
-    rules += [(name, "a whole number of at least 1", getattr(c, name) >= 1) for name in counts]
-    if all(holds for _, _, holds in rules):
-        whole = rows % c.patch_size == 0 and columns % c.patch_size == 0
-        rules.append(("image_size", f"multiples of the patch size {c.patch_size}", whole))
-        divides = len(VARIABLES) % c.token_variables == 0
-        rules.append(("token_variables", f"a divisor of {len(VARIABLES)}", divides))
-    return rules
+_FRACTIONS = ("pretrain_mask_ratio", "finetune_mask_ratio", "drop_path", "warmup", "alpha", "beta")
+_COUNTS = (
+    "token_variables",
+    "patch_size",
+    "ppm_dim",
+    "fpn_dim",
+    "pretrain_steps",
+    "pretrain_batch",
+    "finetune_steps",
+    "finetune_batch",
+)
+_RATES = ("pretrain_lr", "encoder_lr", "decoder_lr", "clip_norm")
+
+
+def _is_fraction(value) -> bool:
+    "Whether a value is a number from 0 to 1."
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def _is_positive(value) -> bool:
+    "Whether a value is a positive, finite number."
+    return isinstance(value, (int, float)) and 0 < value < float("inf")
+
+
+def _is_count(value) -> bool:
+    "Whether a value is a whole number of at least 1."
+    return isinstance(value, int) and value >= 1
+
+
+# %% ../nbs/01_core.ipynb #5b1c7e02
+def _single_rules(c):
+    "Rules for one field each: (field, requirement, whether it holds)."
+    for name in _FRACTIONS:
+        yield name, "a number from 0 to 1", _is_fraction(getattr(c, name))
+    for name in _COUNTS:
+        yield name, "a whole number of at least 1", _is_count(getattr(c, name))
+    for name in _RATES:
+        yield name, "a positive number", _is_positive(getattr(c, name))
+    yield "rain_transform", "log1p or none", c.rain_transform in ("log1p", "none")
+    yield "stem_stride", "2 or 4", c.stem_stride in (2, 4)
+    named = isinstance(c.encoder, str) and c.encoder.isidentifier()
+    yield "encoder", "the name of an encoder", named
+
+
+# %% ../nbs/01_core.ipynb #e2d7b6a4
+def _joint_rules(c):
+    "Rules for fields that belong together: (field, requirement, whether it holds)."
+    steps = [high - low for low, high in zip((0, *c.edges), c.edges)]
+    increasing = len(steps) > 0 and all(step > 0 for step in steps)
+    yield "edges", "positive increasing rain rates in mm/h", increasing
+    classes = len(c.edges) + 1
+    complete = len(c.class_weights) == classes and all(w > 0 for w in c.class_weights)
+    yield "class_weights", f"{classes} positive weights, one for each class", complete
+    n = len(VARIABLES)
+    yield "token_variables", f"a divisor of {n}", n % c.token_variables == 0
+    rows_and_columns = len(c.image_size) == 2 and all(_is_count(size) for size in c.image_size)
+    yield "image_size", "numbers of rows and columns", rows_and_columns
+    whole = not any(size % c.patch_size for size in c.image_size)
+    yield "image_size", f"multiples of the patch size {c.patch_size}", whole
 
 
 # %% ../nbs/01_core.ipynb #6f33da66
 @dataclass(frozen=True)
 class Config:
-    "Every number of the method that a study may change."
+    """Every number of the method that a study may change.
+
+    Raises DataError that names the field where a value is not what it should be, or does not fit
+    the others.
+    """
 
     name: str = "small"
     # data
@@ -191,7 +216,7 @@ class Config:
     drop_path: float = 0.1  # stochastic depth, linear from 0 to this
     ppm_dim: int = 32  # channels of each pooled map in UPerNet
     fpn_dim: int = 32  # channels of the feature pyramid
-    # pre-training (AdamW, cosine with warm-up)
+    # pre-training
     pretrain_steps: int = 360  # optimiser steps
     pretrain_batch: int = 16  # samples per step
     pretrain_lr: float = 3e-3  # peak learning rate
@@ -212,9 +237,10 @@ class Config:
     class_weights: tuple = (1.0, 5.0, 10.0)  # of the three classes in the loss
 
     def __post_init__(self):
-        for name, requirement, holds in _rules(self):
-            if not holds:
-                raise DataError(mismatch(f"Config: {name}", requirement, getattr(self, name)))
+        for rules in (_single_rules, _joint_rules):
+            for name, requirement, holds in rules(self):
+                if not holds:
+                    raise DataError(mismatch(f"Config: {name}", requirement, getattr(self, name)))
 
 
 # %% ../nbs/01_core.ipynb #f5c4a613
@@ -251,6 +277,7 @@ paper = Config(
 PRESETS = {c.name: c for c in (small, course, paper)}
 
 
+# %% ../nbs/01_core.ipynb #a4f0d9c3
 def get_config(
     preset: str = "small",  # small | course | paper
     fast: bool = False,  # at most 30 training steps, for tests
@@ -340,7 +367,6 @@ def write_json(path, values: dict):
 # %% ../nbs/01_core.ipynb #ea348627
 def environment() -> dict:
     "Versions and hardware, to be stored beside every result."
-
     versions = {}
     for name in ("sslpdl_nb", "torch", "timm", "numpy", "xarray"):
         try:
