@@ -1,6 +1,7 @@
-"""Synthetic forecast files with the published names, levels, units and hours of each model, for tests; every value is known.
+"""Synthetic forecast files with the published names, levels, units and hours of each model.
 
-A field is base + amplitude * wave(lon, lat), so that a point in the wrong place shows. No model was run for them.
+Every value is known: a field is base + amplitude * wave(lon, lat), so that a point in the wrong
+place shows. No model was run for them.
 """
 
 import numpy as np
@@ -23,7 +24,8 @@ def wave(lon, lat):
 
 def truth(lon, lat):
     "The sixteen variables in our units (and a few more at 100 hPa), winds towards east and north."
-    w, out = wave(lon, lat), {}
+    w = wave(lon, lat)
+    out = {}
     for p, (gh, t, rh, u) in LEVELS.items():
         out |= {
             f"gh{p}": gh + 50 * w,
@@ -78,11 +80,13 @@ def grib2(
     since=None,
     mean=False,
     start="2024070100",
-    keys={},
+    keys=None,
 ):
-    "One GRIB 2 message of a quantity by its numbers: an instant, or the span from hour `since`."
-    (category, number), (surface, level) = PARAMETERS[name], where
-    factor, level = (1, round(10 * level)) if level % 1 else (0, int(level))
+    "One GRIB 2 message of a quantity by its numbers: instantaneous, or from hour `since`."
+    category, number = PARAMETERS[name]
+    surface, level = where
+    factor = 1 if level % 1 else 0
+    level = round(10**factor * level)
     about = dict(
         centre=centre,
         significanceOfReferenceTime=1,
@@ -98,17 +102,14 @@ def grib2(
     )
     if since is not None:
         about |= dict(typeOfStatisticalProcessing=0 if mean else 1)
-    return message(
-        ec,
-        "GRIB2",
-        about | grid | dict(stepRange=str(hour) if since is None else f"{since}-{hour}") | keys,
-        values,
-    )
+    about |= grid | dict(stepRange=str(hour) if since is None else f"{since}-{hour}")
+    return message(ec, "GRIB2", about | (keys or {}), values)
 
 
 def world(step=10.0, south=-90.0, north=90.0, west=0.0, east=350.0):
-    "Keys of a map in degrees, from north to south, longitudes from 0; its longitudes and latitudes as written."
-    lon, lat = np.arange(west, east + step / 2, step), np.arange(north, south - step / 2, -step)
+    "Keys of a map in degrees, from north to south; its longitudes and latitudes as written."
+    lon = np.arange(west, east + step / 2, step)
+    lat = np.arange(north, south - step / 2, -step)
     keys = dict(
         gridType="regular_ll",
         Ni=lon.size,
@@ -147,7 +148,7 @@ def lambert(grid=KMA, along=1):
 
 
 def along_grid(u, v, lon, grid=KMA):
-    "East and north winds as components along a Lambert grid: turned by the cone's share of the way from the central meridian."
+    "East and north winds as components along a Lambert grid: rotated by cone * (lon - lon0)."
     a, b = np.radians(grid.parallels)
     cone = np.log(np.cos(a) / np.cos(b)) / np.log(
         np.tan(np.pi / 4 + b / 2) / np.tan(np.pi / 4 + a / 2)
@@ -164,7 +165,8 @@ def specific(t, rh, p):
 
 def dew_point(t, rh):
     "The temperature at which the air would be saturated, by Newton steps."
-    e, td = rh / 100 * derive.saturation_pressure(t), np.array(t)
+    e = rh / 100 * derive.saturation_pressure(t)
+    td = np.array(t)
     for _ in range(40):
         td = td - (derive.saturation_pressure(td) - e) / (
             derive.saturation_pressure(td + 0.5) - derive.saturation_pressure(td - 0.5)
@@ -176,7 +178,7 @@ def dew_point(t, rh):
 
 
 def gfs(folder, ec):
-    "pgrb2: the whole world from north to south; at hour 8 rain since 0 and since 6, both tp, and two prate; at hour 7 the same."
+    "pgrb2: the whole world from north to south; rain since 0 and since 6, both tp; two prate."
     grid, lon, lat = world()
     q = truth(lon, lat)
     out = []
@@ -206,7 +208,10 @@ def gfs(folder, ec):
 
 
 def rdaps_kim(folder, ec):
-    "Korea's Lambert map, one file of pressure levels and one of the surface an hour, rain since the start without a name, pressure at sea level as plain pressure."
+    """Korea's Lambert map: a file of pressure levels and one of the surface for each hour.
+
+    Rain since the start has no name, and the pressure at sea level is a plain pressure.
+    """
     grid, lon, lat = lambert()
     q = truth(lon, lat)
     for hour in (5, 6):
@@ -242,9 +247,13 @@ def rdaps_kim(folder, ec):
 
 
 def hrrr(folder, ec):
-    "Lambert, winds along the grid, dew points instead of humidity, NCEP's own sea-level pressure, rain since the start and of the last hour."
+    """Lambert, winds along the grid, dew points instead of humidity, NCEP's own sea-level pressure.
+
+    Rain since the start and of the last hour.
+    """
     grid, lon, lat = lambert()
-    q, out = truth(lon, lat), []
+    q = truth(lon, lat)
+    out = []
 
     def add(name, values, where, **k):
         return out.append(grib2(ec, "kwbc", grid, name, values, where, 12, **k))
@@ -268,7 +277,8 @@ def arpege(folder, ec):
     "A window in degrees across Greenwich, geopotential, rain since the start in every hour."
     grid, lon, lat = world(0.5, 46.0, 52.0, 355.0, 362.0)
     grid["longitudeOfLastGridPointInDegrees"] = 2.0
-    q, out = truth(lon, lat), []
+    q = truth(lon, lat)
+    out = []
     for hour in (1, 2, 3):
 
         def add(name, values, where, **k):
@@ -288,14 +298,15 @@ def arpege(folder, ec):
 
 
 def era5(folder, ec):
-    "GRIB 1 with ECMWF's local section: analyses at 00 and 01 UTC, rain of each hour in metres from the forecast of 18 UTC the day before."
+    """GRIB 1 with ECMWF's local section: analyses at 00 and 01 UTC.
+
+    Rain of each hour, in metres, is from the forecast of 18 UTC the day before.
+    """
     grid, lon, lat = world(0.25, 33.0, 39.0, 124.0, 131.0)
-    q, high, low = truth(lon, lat), [], []
-    base = (
-        dict(setLocalDefinition=1, localDefinitionNumber=1)
-        | {k: v for k, v in grid.items()}
-        | {"class": "ea", "stream": "oper", "expver": "0001"}
-    )
+    q = truth(lon, lat)
+    high, low = [], []
+    base = dict(setLocalDefinition=1, localDefinitionNumber=1)
+    base |= grid | {"class": "ea", "stream": "oper", "expver": "0001"}
     for hour in (0, 1):
         an = base | dict(type="an", dataDate=20240701, dataTime=100 * hour)
         for p in LEVELS:
@@ -316,7 +327,7 @@ def era5(folder, ec):
             (134, 100000 + 0 * lat),
         ):
             low.append(message(ec, "regular_ll_sfc_grib1", an | dict(paramId=pid), v))
-        span = (
+        hours = (
             dict(timeRangeIndicator=4, P1=5 + hour, P2=6 + hour)
             if hour
             else dict(timeRangeIndicator=0, P1=6, P2=0)
@@ -325,7 +336,7 @@ def era5(folder, ec):
             message(
                 ec,
                 "regular_ll_sfc_grib1",
-                base | dict(type="fc", dataDate=20240630, dataTime=1800, paramId=228) | span,
+                base | dict(type="fc", dataDate=20240630, dataTime=1800, paramId=228) | hours,
                 q["rain"] / 1000,
             )
         )
@@ -335,7 +346,7 @@ def era5(folder, ec):
 
 
 def wrfout(folder, ec):
-    "Raw WRF: 30 levels up to 50 hPa, winds on the faces of the cells, rain of two schemes since the start, at hours 1 and 2."
+    "Raw WRF at hours 1 and 2: 30 levels up to 50 hPa, winds on the faces of cells, two rains."
     lon, lat = KMA.lonlat()
     edges = np.geomspace(101000, 5000, 31)[:, None, None] * np.ones((31, *KMA.shape))
     p = np.sqrt(edges[:-1] * edges[1:])
@@ -393,6 +404,21 @@ def wrfout(folder, ec):
     return dict(leads=[1, 2])
 
 
-BUILT = dict(
-    zip(("gfs", "rdaps-kim", "hrrr", "arpege", "era5"), (gfs, rdaps_kim, hrrr, arpege, era5))
-)
+BUILT = {"gfs": gfs, "rdaps-kim": rdaps_kim, "hrrr": hrrr, "arpege": arpege, "era5": era5}
+
+
+# ------------------------------------------------------------------ small NetCDF files
+
+
+def degrees(lat=(36.0, 36.5, 37.0), lon=(126.0, 127.0, 128.0)):
+    "Coordinates lat and lon."
+    return dict(
+        lat=("lat", list(lat), {"units": "degrees_north"}),
+        lon=("lon", list(lon), {"units": "degrees_east"}),
+    )
+
+
+def one_variable(name, dims, value, units, **coords):
+    "A dataset of one variable that is the same everywhere."
+    shape = [len(coords[d][1] if isinstance(coords[d], tuple) else coords[d]) for d in dims]
+    return xr.Dataset({name: (dims, np.full(shape, float(value)), {"units": units})}, coords)

@@ -28,7 +28,7 @@ __all__ = [
     "the_rain_source",
 ]
 
-# %% ../../nbs/40_io_lexicon.ipynb #01f5cd89
+# %% ../../nbs/40_io_lexicon.ipynb #65787328
 QUANTITY_UNITS = {  # short name of a quantity -> our unit
     "gh": "m",  # geopotential height
     "slp": "Pa",  # pressure at sea level
@@ -50,7 +50,7 @@ def split_quantity(
     quantity: str,  # e.g. rh850, t2m, slp
 ) -> tuple:  # short name; the rest, e.g. 850, 2m or nothing
     "A quantity as a key of QUANTITY_UNITS and a level. Raises DataError if it is unknown."
-    found = re.fullmatch(r"([a-z]+?)(\d*m?)", quantity)
+    found = re.fullmatch(r"([a-z]+?)([\d.]*m?)", quantity)
     if not found or found[1] not in QUANTITY_UNITS:
         raise DataError(mismatch("quantity", f"one of {list(QUANTITY_UNITS)}", repr(quantity)))
     return found.groups()
@@ -93,12 +93,22 @@ KOREA = {
     "rain": "tp surface 0 | 0.1.8 surface 0 | ncpcp surface 0 + acpcp surface 0",
 }
 
-# %% ../../nbs/40_io_lexicon.ipynb #13294d0c
+
+# %% ../../nbs/40_io_lexicon.ipynb #f21cd02f
+def _joined(*tables) -> dict:
+    "All alternatives of several tables, in their order and each one once."
+    rows = {}
+    for table in tables:
+        for quantity, row in table.items():
+            known = rows.setdefault(quantity, [])
+            known += [text for text in row.split(" | ") if text not in known]
+    return {quantity: " | ".join(known) for quantity, known in rows.items()}
+
+
+# %% ../../nbs/40_io_lexicon.ipynb #e8c8bdb3
 SOURCES = {
     "grib": Source(
-        fields=PRESSURE
-        | SURFACE
-        | {quantity: f"{SURFACE[quantity]} | {row}" for quantity, row in (ECMWF | KOREA).items()},
+        fields=_joined(PRESSURE, SURFACE, ECMWF, KOREA),
         about="the names of all GRIB models below",
     ),
     "wrf": Source(
@@ -228,7 +238,7 @@ def the_source(
     return SOURCES[source]
 
 
-# %% ../../nbs/40_io_lexicon.ipynb #6d50cabf
+# %% ../../nbs/40_io_lexicon.ipynb #02db321f
 def _parse(row) -> list:
     "The alternatives of a row, each a tuple of parts (name, type of level, level)."
     return [tuple(map(_parse_part, text.split("+"))) for text in row.split("|")]
@@ -244,6 +254,9 @@ def _parse_part(text) -> tuple:
         raise DataError(mismatch("row of a source table", expected, repr(text))) from error
 
 
+_AT_TEN_METRES = ("u10", "v10", "ws10", "wd10")  # metres, not hPa
+
+
 def alternatives(
     source: Source,
     quantity: str,  # e.g. t850
@@ -251,7 +264,8 @@ def alternatives(
     "What a table says about a quantity; empty if nothing. Raises DataError if it is malformed."
     name, level = split_quantity(quantity)
     row = source.fields.get(quantity)
-    if row is None and level.isdigit():
+    at_height = level.endswith("m") or quantity in _AT_TEN_METRES
+    if row is None and level and not at_height:
         row = source.fields.get(name + "{p}", "").replace("{p}", level)
     return _parse(row) if row else []
 

@@ -1,0 +1,109 @@
+"Source tables: every row follows the grammar, every quantity is known, wrong names are refused."
+
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from synthetic import BUILT
+
+from sslpdl_nb.core import VARIABLE_NAMES, DataError
+from sslpdl_nb.io.fields import Source
+from sslpdl_nb.io.lexicon import (
+    QUANTITY_UNITS,
+    RAIN_SOURCES,
+    SOURCES,
+    RainSource,
+    alternatives,
+    names_in,
+    split_quantity,
+    the_rain_source,
+    the_source,
+)
+
+SUPPORTING = {"td500", "q500", "sp", "orog", "ws10", "wd10"}  # from which others are computed
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_row_of_every_table(name):
+    source = SOURCES[name]
+    for row in source.fields:
+        quantity = row.replace("{p}", "500")
+        assert quantity in {*VARIABLE_NAMES, *SUPPORTING} or row.endswith("{p}"), quantity
+        assert split_quantity(quantity)[0] in QUANTITY_UNITS
+        for parts in alternatives(source, quantity):
+            for field_name, level_type, level in parts:
+                assert field_name in names_in(source) and level_type and level >= 0
+    assert set(source.amounts) <= names_in(source)
+    assert source.about and hash(source) and pickle.loads(pickle.dumps(source)) == source
+
+
+def test_each_table_says_on_what_it_was_tried():
+    built = {name for name, source in SOURCES.items() if "built" in source.tried}
+    # wrfout, era5-netcdf, komet-gdaps: test_io_nwp.py; sslpdl: test_io_prepare.py
+    assert built == {*BUILT, "wrfout", "era5-netcdf", "komet-gdaps", "sslpdl"}
+    assert {name for name, source in SOURCES.items() if not source.tried} == {"grib"}
+    assert all("real" in s.tried or s.tried == "built" for s in RAIN_SOURCES.values())
+
+
+def test_the_general_table_knows_all_names_of_grib():
+    for name in ("wrf", "hrrr", "gfs", "arpege", "arome", "rdaps-kim", "era5"):
+        unknown = names_in(SOURCES[name]) - names_in(SOURCES["grib"])
+        assert unknown <= {"prate"}, (name, unknown)
+        for variable in VARIABLE_NAMES:
+            known = {key for parts in alternatives(SOURCES["grib"], variable) for key in parts}
+            mine = {key for parts in alternatives(SOURCES[name], variable) for key in parts}
+            assert {key for key in mine if key[0] != "prate"} <= known
+
+
+def test_order_sums_and_levels():
+    rain = "a surface 0 | b surface 0 + c heightAboveGround 1.5"
+    source = Source(fields={"rain": rain, "t{p}": "T isobaricInhPa {p}", "t500": "T5 surface 0"})
+    assert alternatives(source, "rain") == [
+        (("a", "surface", 0.0),),
+        (("b", "surface", 0.0), ("c", "heightAboveGround", 1.5)),
+    ]
+    assert alternatives(source, "t850") == [(("T", "isobaricInhPa", 850.0),)]
+    assert alternatives(source, "t92.5") == [(("T", "isobaricInhPa", 92.5),)]
+    assert alternatives(source, "t500") == [(("T5", "surface", 0.0),)]  # a row of its own wins
+    assert alternatives(source, "slp") == []
+    assert names_in(source) == {"a", "b", "c", "T", "T5"}
+
+
+def test_ten_metres_are_no_pressure():
+    source = Source(fields={"u{p}": "u isobaricInhPa {p}", "t{p}": "t isobaricInhPa {p}"})
+    assert alternatives(source, "u10") == [] == alternatives(source, "t2m")
+    assert alternatives(source, "t10") == [(("t", "isobaricInhPa", 10.0),)]
+    assert alternatives(source, "u100") == [(("u", "isobaricInhPa", 100.0),)]
+
+
+@pytest.mark.parametrize("row", ["t 850", "t isobaricInhPa high", "t surface 0 |", "a b 1 + ", "x"])
+def test_malformed_rows_are_refused(row):
+    source = Source(fields={"t850": row})
+    with pytest.raises(DataError, match="row of a source table"):
+        alternatives(source, "t850")
+    with pytest.raises(DataError, match="row of a source table"):
+        names_in(source)
+
+
+@pytest.mark.parametrize("quantity", ["", "850", "temperature", "t-850", "T850", "gust10"])
+def test_unknown_quantities_are_refused(quantity):
+    with pytest.raises(DataError, match="quantity"):
+        split_quantity(quantity)
+
+
+def test_a_source_by_its_name():
+    assert the_source("gfs") is SOURCES["gfs"] is the_source(SOURCES["gfs"])
+    own = the_source({"rain": "tp surface 0"})
+    assert own == Source(fields={"rain": "tp surface 0"})
+    with pytest.raises(DataError, match="one of .*gfs.*'moon'"):
+        the_source("moon")
+
+
+def test_a_source_of_rain_by_its_name():
+    assert the_rain_source("knmi") is RAIN_SOURCES["knmi"]
+    own = replace(RAIN_SOURCES["kma"], utc_offset=9.0)
+    assert the_rain_source(own) is own and isinstance(own, RainSource)
+    assert {s.time_label for s in RAIN_SOURCES.values()} == {"start", "end"}
+    with pytest.raises(DataError, match="source of rain.*knmi.*'moon'"):
+        the_rain_source("moon")
