@@ -39,6 +39,7 @@ def save_checkpoint(
         save_file(weights, tmp, metadata={"sslpdl": json.dumps(meta)})
 
 
+# %% ../nbs/17_checkpoint.ipynb #f6b0c3a8
 def load_checkpoint(
     path,  # a file of `save_checkpoint`
 ) -> tuple[dict, dict]:  # state_dict, meta
@@ -48,7 +49,7 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as f:
             meta = f.metadata() or {}
-            # copies: the tensors of safetensors are views of the file itself
+            # copies, because the tensors of safetensors are views of the file itself
             weights = {k: f.get_tensor(k).clone() for k in f.keys()}
     except (SafetensorError, OSError) as error:
         found = str(error)[:80]

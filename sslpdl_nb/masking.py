@@ -186,7 +186,11 @@ class MaskedEmbed(nn.Module):
 def build_encoder(
     config: Config,
 ) -> nn.Module:  # (b, v, h, w) -> list of 4 feature maps
-    "The encoder that a configuration names, as a feature extractor."
+    "The encoder that a configuration names. Raises DataError for a name that timm does not know."
+    if not timm.is_model(config.encoder):
+        known = timm.list_models("internimage*")
+        expected = f"a name registered in timm, for example one of {known}"
+        raise DataError(mismatch("Config: encoder", expected, repr(config.encoder)))
     return timm.create_model(
         config.encoder,
         in_chans=len(VARIABLES),
@@ -196,6 +200,7 @@ def build_encoder(
     )
 
 
+# %% ../nbs/15_masking.ipynb #c5e8a1d7
 class MaskedModel(nn.Module):
     "Embedding, encoder and decoder; reconstructs all variables or predicts rain classes."
 

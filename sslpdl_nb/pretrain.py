@@ -47,6 +47,7 @@ class Pretrain:
         return random_mask(b, model.embed.n, self.config.pretrain_mask_ratio, generator)
 
     def loss(self, model, batch) -> Tensor:
+        "Masked loss of a batch, with fresh masks."
         x = batch["x"]
         mask = self.mask(model, len(x)).to(x.device)
         return masked_loss(model(x, mask), x, mask, *self.cubes)
@@ -75,7 +76,10 @@ def pretrain(
     path,  # checkpoint to write; the training state has the suffix .state
     progress: bool = True,  # show a progress bar
 ) -> tuple:  # model, history
-    "Masked pre-training from scratch to a checkpoint; one that was stopped goes on."
+    """Masked pre-training from scratch to a checkpoint; one that was stopped goes on.
+
+    Raises CheckpointError for the training state of another pre-training.
+    """
     set_seed(seed)
     state = Path(path).with_suffix(".state")
     about = describe(config, splits, seed, "pretrained")

@@ -46,7 +46,10 @@ class Task(Protocol):
 
 # %% ../nbs/16_train.ipynb #26506fac
 class Batches(Sampler):
-    "Endless batches of sample numbers; what comes in a step depends on seed and step alone."
+    """Endless batches of sample numbers; the batch of a step depends on seed and step alone.
+
+    Raises DataError if there are no samples.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Batches(Sampler):
             first = 0
 
 
+# %% ../nbs/16_train.ipynb #f3a9d2c1
 def loaders(
     train: Dataset,  # samples to learn from
     valid: Dataset,  # samples to judge on
@@ -81,7 +85,6 @@ def loaders(
     seed: int,  # of the order
 ) -> tuple:  # training loader (endless, shuffled), validation loader (once, in order)
     "The two loaders that `fit` needs."
-    # a generator of their own: otherwise a loader that starts would change torch's random state
     own = torch.Generator().manual_seed(seed)
     batches = Batches(len(train), batch, seed)
     return (
@@ -114,8 +117,11 @@ def parameter_groups(
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        learned_place = "position" in name or "mask_token" in name
-        (no_decay if p.ndim < 2 or learned_place else decay).append(p)
+        embedding = "position" in name or "mask_token" in name
+        if p.ndim < 2 or embedding:
+            no_decay.append(p)
+        else:
+            decay.append(p)
     groups = [
         dict(params=decay, lr=lr, weight_decay=weight_decay),
         dict(params=no_decay, lr=lr, weight_decay=0.0),
@@ -144,6 +150,7 @@ def train_step(
     return loss.detach()
 
 
+# %% ../nbs/16_train.ipynb #9d0c4b7e
 def to_device(batch: dict, where) -> dict:
     "The tensors of a batch on the device of the model."
     return {k: v.to(where) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -182,6 +189,7 @@ def save_state(
         torch.save(state, tmp)
 
 
+# %% ../nbs/16_train.ipynb #c4d8e2f6
 def load_state(
     path,  # a file of `save_state`
     parts: dict,  # put back into these
@@ -258,7 +266,11 @@ def fit(
     monitor: str = None,  # score whose smallest value chooses the weights; None = the last weights
     progress: bool = True,  # show a progress bar
 ) -> list[dict]:  # one entry per evaluation: step, loss and the task's scores
-    "Train a model on a task. Raises DataError where loss or monitored score are not finite."
+    """Train a model on a task.
+
+    Raises DataError where the loss or the monitored score is not finite, CheckpointError for the
+    training state of something else.
+    """
     optimizer = AdamW(groups, betas=betas)
     parts = _parts(model, optimizer, steps, warmup)
     set_seed(seed)

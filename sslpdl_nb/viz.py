@@ -21,6 +21,8 @@ from PIL import Image
 from sslpdl_nb.core import (
     CLASS_EDGES,
     CLASS_NAMES,
+    RAIN,
+    VARIABLE_NAMES,
     VARIABLES,
     DataError,
     GridError,
@@ -128,7 +130,7 @@ _RAIN_CMAP = ListedColormap(RAIN_COLORS[:-1]).with_extremes(
 )
 _RAIN_NORM = BoundaryNorm(RAIN_LEVELS, len(RAIN_COLORS) - 1)
 _CLASS_CMAP = ListedColormap(CLASS_COLORS).with_extremes(bad=_TRANSPARENT)
-_CLASS_NORM = BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3)
+_CLASS_NORM = BoundaryNorm(np.arange(len(CLASS_COLORS) + 1) - 0.5, len(CLASS_COLORS))
 _PROBABILITIES = [0, 0.01, 0.03, *np.linspace(0.1, 1, 10).round(1)]  # finer for rare heavy rain
 _PROBABILITY_NORM = BoundaryNorm(_PROBABILITIES, len(_PROBABILITIES) - 1)
 _MAGMA = mpl.colormaps["magma_r"](np.linspace(0, 0.95, len(_PROBABILITIES) - 1))
@@ -375,12 +377,12 @@ def _steps(cmap: str):
 # %% ../nbs/03_viz.ipynb #81bc6dd8
 def draw_variable(
     ax,
-    field,  # (h, w) one of the 16 variables
+    field,  # (h, w) one of the variables
     name: str,  # which one, e.g. "u850"
     grid: LambertGrid = None,
     standardised: bool = False,  # True: mean 0, standard deviation 1, drawn from -3 to 3
 ):  # mappable
-    "One of the sixteen variables with the colours that suit it."
+    "One of the variables with the colours that suit it. Raises DataError for an unknown name."
     known = {v.name: v for v in VARIABLES}
     if name not in known:
         raise DataError(mismatch("draw_variable: name", f"one of {sorted(known)}", repr(name)))
@@ -388,7 +390,7 @@ def draw_variable(
         cmap = _steps("PuOr_r")
         cmap.colorbar_extend = "both"  # rain goes far beyond 3
         return draw_field(ax, field, grid, cmap=cmap, vmin=-3, vmax=3, label="standardised")
-    if name == "rain":
+    if name == VARIABLE_NAMES[RAIN]:
         return draw_rain(ax, field, grid)
     variable = known[name]
     cmap = _steps(_COLORMAPS[variable.standard_name])
@@ -405,7 +407,7 @@ def _small_bar(fig, image, ax, name: str, units: str):
     bar = fig.colorbar(image, ax=ax, location="bottom", aspect=12, pad=0.02, shrink=0.95)
     bar.set_label(units, fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    if name == "rain":
+    if name == VARIABLE_NAMES[RAIN]:
         bar.set_ticks([0, 1, 10, 50])
     else:
         bar.set_ticks(mpl.ticker.MaxNLocator(2).tick_values(*image.get_clim())[1:-1])
@@ -418,14 +420,14 @@ def variable_panel(
     size: float = 1.4,  # inches, as in `maps`
     standardised: bool = False,  # one shared colour bar from -3 to 3
 ):  # figure, 2-D array of axes
-    "All sixteen variables in one figure."
+    "All variables in one figure. Raises DataError if their number is wrong."
     if len(fields) != len(VARIABLES):
         raise DataError(mismatch("variable_panel: number of fields", len(VARIABLES), len(fields)))
-    n_rows, names = -(-len(VARIABLES) // n_cols), [v.name for v in VARIABLES]
+    n_rows = -(-len(VARIABLES) // n_cols)
     if grid is None:
-        fig, axes = panels(n_rows, n_cols, size, names)
+        fig, axes = panels(n_rows, n_cols, size, VARIABLE_NAMES)
     else:
-        fig, axes = maps(n_rows, n_cols, grid, size, names)
+        fig, axes = maps(n_rows, n_cols, grid, size, VARIABLE_NAMES)
     for ax, field, variable in zip(axes.flat, fields, VARIABLES):
         image = draw_variable(ax, field, variable.name, grid, standardised)
         if not standardised:

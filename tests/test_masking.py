@@ -10,6 +10,7 @@ from sslpdl_nb.masking import (
     MaskedEmbed,
     MaskedModel,
     block_mask,
+    build_encoder,
     masked_loss,
     mean_baseline,
     nearest_baseline,
@@ -166,3 +167,9 @@ def test_nearest_pixel_of_every_variable_by_brute_force():
         rows, cols = (~hidden[b, v]).nonzero(as_tuple=True)
         distance = (rows - i) ** 2 + (cols - j) ** 2
         assert nearest[b, v, i, j] in x[b, v, rows, cols][distance == distance.min()]
+
+
+def test_an_unknown_encoder_is_refused_with_the_known_ones():
+    config = get_config("small", encoder="internimage_nan")
+    with pytest.raises(DataError, match="Config: encoder: .*internimage_nano.*'internimage_nan'"):
+        build_encoder(config)
