@@ -22,6 +22,7 @@ from sslpdl_nb.core import (
     VARIABLES,
     Config,
     DataError,
+    GridError,
     SSLPDLError,
     mismatch,
 )
@@ -77,7 +78,10 @@ def check_store(
     if not np.allclose(hours, ds["lead_time"].values, atol=1e-3):
         expected = "reference_time + lead_time"
         raise DataError(mismatch(f"{where}: valid_time", expected, "other times"))
-    lambert_from_cf(ds)
+    try:
+        lambert_from_cf(ds)
+    except GridError as error:
+        raise GridError(f"{where}: {error}") from error
     return ds
 
 

@@ -1,26 +1,40 @@
-"Readers refuse what is wrong, pairs match in time, splits do not leak, missing values follow their policy."
+"Stores keep their form, splits do not leak, missing values follow their policy."
 
-import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslpdl_nb.core import VARIABLE_NAMES, VARIABLES, DataError, GridError, SSLPDLError, get_config
-from sslpdl_nb.grids.types import LambertGrid, cf_attributes
-from sslpdl_nb.store import RainDataset, Standardizer, crop, load_splits, pair, rainy, split_days
-from sslpdl_nb.io.nwp import check_nwp, find_data, open_nwp
-from sslpdl_nb.io.qpe import check_qpe, open_qpe
-from sslpdl_nb.io.derive import UNITS, check_values, to_units
-from sslpdl_nb.grids.regrid import Regridder
-from sslpdl_nb.grids.types import lambert_from_cf
+from sslpdl_nb.core import RAIN, VARIABLE_NAMES, DataError, GridError, SSLPDLError, get_config
+from sslpdl_nb.grids.types import LambertGrid, cf_coordinates, crs_attributes, lambert_from_cf
+from sslpdl_nb.store import (
+    DIMENSIONS,
+    RainDataset,
+    Standardizer,
+    atmosphere_of,
+    blocks_of,
+    check_store,
+    create_store,
+    crop,
+    find_store,
+    in_memory,
+    is_store,
+    load_splits,
+    moments,
+    open_store,
+    split_days,
+    statistics,
+    wet_samples,
+)
 
-NWP = LambertGrid(14, 16, 30e3, -200e3, -230e3, 128.0, 38.0, (35.0, 50.0))
-QPE = LambertGrid(8, 9, 30e3, -60e3 + 170e3, -120e3)
+TINY = Path(__file__).resolve().parent.parent / "data_samples" / "tiny"
+GRID = LambertGrid(nx=8, ny=9, dx=30e3, x0=110e3, y0=-120e3)
 USUAL = dict(
     gh100=16500,
     gh500=5700,
@@ -33,104 +47,74 @@ USUAL = dict(
     t850=280,
     rain=1.0,
 )
-ROOT = Path(__file__).resolve().parent.parent
+T2M, T500 = (VARIABLE_NAMES.index(name) for name in ("t2m", "t500"))
+PARTS = ("train", "valid", "test")
 
 
-def cf_coordinates(grid):
-    lon, lat = grid.lonlat()
-    return dict(y=grid.y, x=grid.x, latitude=(("y", "x"), lat), longitude=(("y", "x"), lon))
-
-
-def make_nwp(days=10, leads=(25, 27, 30), seed=0):
-    rng, shape = np.random.default_rng(seed), (days, len(leads), *NWP.shape)
-    fields = {
-        v.name: (
-            ("time", "lead_time", "y", "x"),
-            (USUAL.get(v.name, 5) + rng.uniform(0, 1, shape)).astype(np.float32),
-            {"units": v.units},
-        )
-        for v in VARIABLES
-    }
-    coords = dict(
-        time=np.datetime64("2001-06-01", "ns") + np.arange(days) * np.timedelta64(1, "D"),
-        lead_time=np.array(leads, "timedelta64[h]").astype("timedelta64[ns]"),
-    )
-    return xr.Dataset(fields | {"crs": ((), 0, cf_attributes(NWP))}, coords | cf_coordinates(NWP))
-
-
-def make_qpe(nwp, seed=1):
-    times = np.unique((nwp["time"].values[:, None] + nwp["lead_time"].values).ravel())
-    rain = np.random.default_rng(seed).gamma(0.3, 3.0, (times.size, *QPE.shape)).astype(np.float32)
+def make_samples(days=10, leads=(25, 27, 30), seed=0, grid=GRID):
+    "Samples of daily forecasts: usual values with noise, rain with a column that nobody observed."
+    rng = np.random.default_rng(seed)
+    n = days * len(leads)
+    usual = np.array([USUAL.get(name, 5) for name in VARIABLE_NAMES], np.float32)
+    noise = rng.uniform(0, 1, (n, len(VARIABLE_NAMES), *grid.shape)).astype(np.float32)
+    rain = rng.gamma(0.3, 3.0, (n, *grid.shape)).astype(np.float32)
     rain[:, :, 0] = np.nan
-    return xr.Dataset(
-        {
-            "rain": (("time", "y", "x"), rain, {"units": "mm h-1"}),
-            "crs": ((), 0, cf_attributes(QPE)),
-        },
-        dict(time=times) | cf_coordinates(QPE),
+    hours = np.tile(np.array(leads, float), days)
+    start = np.datetime64("2001-06-01", "ns")
+    reference = start + np.repeat(np.arange(days), len(leads)) * np.timedelta64(1, "D")
+    valid = reference + (hours * 3600).astype("timedelta64[s]")
+    coords = dict(
+        reference_time=("sample", reference),
+        valid_time=("sample", valid),
+        lead_time=("sample", hours),
+        day=("sample", valid.astype("datetime64[D]").astype("datetime64[ns]")),
+        variable=list(VARIABLE_NAMES),
     )
+    fields = {
+        "forecast": (DIMENSIONS["forecast"], usual[:, None, None] + noise),
+        "rain": (DIMENSIONS["rain"], rain),
+        "crs": ((), 0, crs_attributes(grid)),
+    }
+    return xr.Dataset(fields, coords | cf_coordinates(grid), dict(source="synthetic"))
+
+
+def write_store(samples, path, kept=None):
+    "Samples as a finished Zarr store, one after the other, as `sslpdl prepare` writes it."
+    times = samples["reference_time"].values, samples["lead_time"].values
+    table = list(zip(*times, samples["valid_time"].values))
+    create_store(path, lambert_from_cf(samples), table, dict(samples.attrs, complete=0))
+    group = zarr.open_group(str(path), mode="r+")
+    for k in range(len(table)):
+        group["forecast"][k] = samples["forecast"].values[k]
+        group["rain"][k] = samples["rain"].values[k]
+        group["moments"][k] = moments(samples["forecast"].values[k])
+    group["kept"][:] = np.ones(len(table), np.int8) if kept is None else kept
+    group.attrs["complete"] = 1
+    return path
 
 
 @pytest.fixture(scope="module")
 def samples():
-    nwp = make_nwp()
-    return pair(check_nwp(nwp, "nwp"), check_qpe(make_qpe(nwp), "qpe"))
+    return make_samples()
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory):
+    "Twenty days on disk; two lead times of one day lack a variable in some rows."
+    samples = make_samples(20)
+    samples["forecast"][9:11, T500, 6:] = np.nan
+    return write_store(samples, tmp_path_factory.mktemp("twenty") / "store.zarr")
 
 
 def raises(kind, *words):
     return pytest.raises(kind, match=".*".join(words) or None)
 
 
-# opening
+def same(a, b):
+    return torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
 
 
-def test_round_trip_through_a_file(tmp_path):
-    nwp = make_nwp(2)
-    nwp.to_netcdf(
-        tmp_path / "nwp.nc", encoding={"lead_time": {"units": "hours", "dtype": "float64"}}
-    )
-    back = open_nwp(tmp_path / "nwp.nc")
-    assert (
-        np.array_equal(back["t850"], nwp["t850"])
-        and lambert_from_cf(back) == NWP
-        and back["slp"].dtype == np.float32
-    )
-    make_qpe(nwp).to_netcdf(tmp_path / "qpe.nc")
-    assert np.isnan(open_qpe(tmp_path / "qpe.nc")["rain"][:, :, 0]).all()
-
-
-@pytest.mark.parametrize(
-    "content, word",
-    [
-        (b"", "an empty file"),
-        (b"GRIB\x00\x00\x00\x01", "GRIB"),
-        (b"hello world", "hello"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "readable"),
-        (b"CDF\x01" + bytes(40), "variables"),
-    ],
-)
-def test_not_netcdf(tmp_path, content, word):
-    (tmp_path / "nwp.nc").write_bytes(content)
-    with raises(DataError, "nwp.nc", word):
-        open_nwp(tmp_path / "nwp.nc")
-
-
-def test_absent_files(tmp_path):
-    for name in ("none.nc", "none.zarr"):
-        with raises(DataError, "none", "nothing there"):
-            open_nwp(tmp_path / name)
-    (tmp_path / "folder.nc").mkdir()
-    with raises(DataError, "folder.nc"):
-        open_qpe(tmp_path / "folder.nc")
-    with raises(DataError, "sslpdl simulate"):
-        find_data(tmp_path)
-
-
-def test_zarr_round_trip(tmp_path):
-    pytest.importorskip("zarr")
-    nwp = make_nwp(2)
-    nwp.to_zarr(tmp_path / "nwp.zarr")
-    assert np.array_equal(open_nwp(tmp_path / "nwp.zarr")["t850"], nwp["t850"])
+# ------------------------------------------------------------------ the form
 
 
 def _with(name, change):
@@ -140,219 +124,161 @@ def _with(name, change):
 @pytest.mark.parametrize(
     "change, kind, words",
     [
-        (lambda d: d.drop_vars(["t2m", "u10"]), DataError, ("all but", "t2m", "u10")),
-        (_with("slp", lambda a: a.assign_attrs(units="atm")), DataError, ("slp", "units", "'atm'")),
-        (_with("slp", lambda a: a.drop_attrs()), DataError, ("slp", "no units")),
-        (_with("rain", lambda a: a.assign_attrs(units="mm")), DataError, ("rain", "'mm'")),
-        (_with("rain", lambda a: a.assign_attrs(units="mm/day")), DataError, ("rain", "mm/day")),
-        (_with("t500", lambda a: a - 200), DataError, ("t500", "130")),
-        (_with("gh500", lambda a: a * 9.8), DataError, ("gh500", "4000")),
-        (_with("rain", lambda a: a - 9999), DataError, ("rain", "0 and 1000")),
-        (_with("v850", lambda a: a * np.nan), DataError, ("v850", "missing")),
-        (_with("v850", lambda a: a.where(a != a[0, 0, 0, 0], np.inf)), DataError, ("v850", "inf")),
-        (_with("u10", lambda a: a.isel(lead_time=0)), DataError, ("u10", "dimensions")),
-        (_with("u10", lambda a: a.astype(str)), DataError, ("u10", "numbers")),
-        (lambda d: d.isel(time=[1, 0, 2]), DataError, ("time", "increase")),
-        (lambda d: d.isel(time=[0, 0, 1]), DataError, ("time", "increase")),
-        (lambda d: d.isel(time=[]), DataError, ("time", "increase")),
-        (lambda d: d.assign_coords(time=[1, 2, 3]), DataError, ("time", "dates")),
+        (lambda d: d.drop_vars("rain"), DataError, ("variable rain",)),
+        (lambda d: d.drop_vars("valid_time"), DataError, ("variable valid_time",)),
+        (lambda d: d.transpose("variable", ...), DataError, ("dimensions of forecast",)),
+        (lambda d: d.isel(sample=0), DataError, ("dimensions of forecast",)),
+        (lambda d: d.isel(variable=slice(3)), DataError, ("variables", "16", "3")),
         (
-            lambda d: d.assign_coords(lead_time=[25.0, 27, 30]),
+            _with("valid_time", lambda t: t + np.timedelta64(1, "h")),
             DataError,
-            ("lead_time", "durations"),
+            ("reference_time .+ lead_time",),
         ),
-        (lambda d: d.drop_vars("lead_time"), DataError, ("lead_time",)),
         (lambda d: d.drop_vars("crs"), GridError, ("crs",)),
-        (lambda d: d.assign_coords(x=d["x"] + 5e3), GridError, ("longitude",)),
         (lambda d: d.isel(x=[0, 2, 3]), GridError, ("regular",)),
     ],
 )
-def test_wrong_forecasts(change, kind, words):
-    nwp = make_nwp(3)
-    with raises(kind, "bad.nc", *words):
-        changed = change(nwp)
-        for name in changed.data_vars:
-            if name in VARIABLE_NAMES and "units" not in changed[name].attrs and name != "slp":
-                changed[name].attrs["units"] = nwp[name].attrs["units"]
-        check_nwp(changed, "bad.nc")
+def test_another_form_is_refused(samples, change, kind, words):
+    check_store(samples, "good")
+    changed = change(samples)
+    with raises(kind, "bad", *words):
+        check_store(changed, "bad")
 
 
-def test_order_of_dimensions_and_rows_does_not_matter():
-    nwp = make_nwp(2)
-    turned = check_nwp(
-        nwp.isel(y=slice(None, None, -1)).transpose("x", "lead_time", "y", "time"), "turned"
-    )
-    xr.testing.assert_allclose(turned, check_nwp(nwp, "straight"))
+def test_both_formats_hold_the_same(samples, tmp_path):
+    stored = samples.drop_vars(["day", "variable"])
+    stored.to_netcdf(tmp_path / "store.nc")
+    write_store(samples, tmp_path / "store.zarr")
+    for name in ("store.nc", "store.zarr"):
+        back = open_store(tmp_path / name)
+        for variable in ("forecast", "rain", "reference_time", "valid_time", "lead_time", "day"):
+            assert np.array_equal(back[variable], samples[variable], equal_nan=variable == "rain")
+        assert lambert_from_cf(back) == GRID and back.attrs["source"] == "synthetic"
+        assert in_memory(back) and is_store(back) and is_store(tmp_path / name)
+        lazy = open_store(tmp_path / name, memory=1)
+        assert not in_memory(lazy) and np.array_equal(lazy["forecast"], samples["forecast"])
 
 
-def test_longitudes_of_0_to_360_are_the_same():
-    nwp = make_nwp(2)
-    check_nwp(nwp.assign_coords(longitude=nwp["longitude"] - 360), "west")
+def test_what_is_no_store(samples, tmp_path):
+    (tmp_path / "text.nc").write_text("hello")
+    xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "other.nc")
+    xr.Dataset({"a": ("x", [1.0])}).to_zarr(tmp_path / "other.zarr")
+    for name in ("text.nc", "other.nc", "other.zarr", "none.zarr", "."):
+        assert not is_store(tmp_path / name)
+        with raises(DataError):
+            open_store(tmp_path / name)
+    assert not is_store(samples.drop_vars("forecast"))
 
 
-def test_small_negative_rain_is_counted():
-    nwp = make_nwp(2)
-    nwp["rain"][0, 0, 0, :3] = -0.004
-    checked = check_nwp(nwp, "a")
-    assert float(checked["rain"].min()) == 0 and "3 slightly negative" in checked.attrs["note"]
+def test_samples_that_were_not_written_are_left_out(samples, tmp_path):
+    kept = np.ones(30, np.int8)
+    kept[[3, 17]] = 0
+    back = open_store(write_store(samples, tmp_path / "store.zarr", kept))
+    assert back.sizes["sample"] == 28
+    assert np.array_equal(back["rain"], samples["rain"][kept.astype(bool)], equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    "units, factor, offset", [(u, *f) for u in UNITS for f in UNITS[u].values()]
-)
-def test_unit_table_is_sane(units, factor, offset):
-    assert np.isfinite(factor) and factor > 0 and offset >= 0
-
-
-@given(st.text(max_size=8))
-def test_any_unit_is_converted_or_refused(text):
-    try:
-        assert to_units(xr.DataArray([1.0], attrs={"units": text}), "K", "f").attrs["units"] == "K"
-    except DataError as error:
-        assert "f: units" in str(error)
-
-
-def test_known_conversions():
-    def one(v, u):
-        return xr.DataArray([v], attrs={"units": u})
-
-    assert (
-        to_units(one(1013.0, "hPa"), "Pa", "") == 101300
-        and to_units(one(1.0, "kg m-2 s-1"), "mm h-1", "") == 3600
-    )
-    assert to_units(one(25.0, "degC"), "K", "") == 298.15 and to_units(one(0.5, "1"), "%", "") == 50
-    assert to_units(one(10.0, "m.s-1".replace(".", " ")), "m s-1", "") == 10 and to_units(
-        one(9806.65, "m**2 s**-2"), "m", ""
-    ) == pytest.approx(1000)
-
-
-def test_single_pixel_values():
-    assert check_values(np.array([[5.0]]), "rain", "")[0].shape == (1, 1)
-    with raises(DataError):
-        check_values(np.zeros((0,)), "rain", "empty")
-
-
-# damaged files
+def test_an_unfinished_store_is_refused(samples, tmp_path):
+    path = write_store(samples, tmp_path / "store.zarr")
+    zarr.open_group(str(path), mode="r+").attrs["complete"] = 0
+    with raises(DataError, "a finished store", "sslpdl prepare"):
+        open_store(path)
+    assert is_store(path)
 
 
 def damaged_copies(good, rng, n):
     for k in range(n):
         bad = bytearray(good)
         if k % 2 == 0:
-            yield bytes(bad[: rng.integers(len(bad))])
+            bad = bad[: rng.integers(len(bad))]
         else:
             for _ in range(rng.integers(1, 4)):
-                bad[rng.integers(len(bad) if k % 4 == 1 else min(len(bad), 20_000))] ^= (
-                    1 << rng.integers(8)
-                )
-            yield bytes(bad)
+                bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+        yield bytes(bad)
 
 
-@pytest.mark.parametrize("which", ["nwp", "qpe"])
-def test_damaged_files_raise_our_error_and_nothing_else(tmp_path, which):
-    source = make_nwp(2) if which == "nwp" else make_qpe(make_nwp(2))
-    packed = {n: dict(zlib=True) for n in source.data_vars if source[n].ndim > 2}
-    source.to_netcdf(tmp_path / "good.nc", encoding=packed)
-    path, opener, refused = tmp_path / "bad.nc", open_nwp if which == "nwp" else open_qpe, 0
-    for bad in damaged_copies((tmp_path / "good.nc").read_bytes(), np.random.default_rng(0), 80):
-        path.write_bytes(bad)
+def test_damaged_stores_raise_our_error_and_nothing_else(tmp_path):
+    path = write_store(make_samples(1), tmp_path / "store.zarr")
+    rng, refused = np.random.default_rng(0), 0
+    names = ["zarr.json", "forecast/zarr.json", "kept/c/0", "valid_time/c/0", "forecast/c/0/0/0/0"]
+    for name in names:
+        good = (path / name).read_bytes()
+        for bad in damaged_copies(good, rng, 12):
+            (path / name).write_bytes(bad)
+            try:
+                open_store(path)
+            except SSLPDLError as error:
+                refused += 1
+                assert "store.zarr" in str(error)
+        (path / name).write_bytes(good)
+    open_store(path)
+    assert refused > 20
+
+
+def test_damaged_netcdf_stores(tmp_path):
+    stored = make_samples(1).drop_vars(["day", "variable"])
+    stored.to_netcdf(tmp_path / "good.nc", encoding=dict(forecast=dict(zlib=True)))
+    good, refused = (tmp_path / "good.nc").read_bytes(), 0
+    for bad in damaged_copies(good, np.random.default_rng(1), 40):
+        (tmp_path / "bad.nc").write_bytes(bad)
         try:
-            opener(path)
+            open_store(tmp_path / "bad.nc")
         except SSLPDLError as error:
             refused += 1
             assert "bad.nc" in str(error)
-    assert refused >= 40
+    assert refused >= 20
 
 
-def test_truncated_sample(tmp_path):
-    nwp, qpe = find_data(ROOT / "data_samples/tiny")
-    for path, opener in ((nwp, open_nwp), (qpe, open_qpe)):
-        good = path.read_bytes()
-        for size in (1, 8, 100, len(good) // 3, len(good) - 1):
-            (tmp_path / "cut.nc").write_bytes(good[:size])
-            with raises(DataError, "cut.nc"):
-                opener(tmp_path / "cut.nc")
+# ------------------------------------------------------------------ finding a store
 
 
-# pairing
+def test_a_folder_with_one_store_will_do(samples, tmp_path):
+    path = write_store(samples, tmp_path / "a.zarr")
+    assert find_store(path) == path
+    with raises(DataError, "none", "sslpdl prepare", "sslpdl simulate"):
+        find_store(tmp_path)  # without a manifest it is not known to be finished
+    (path / "manifest.json").write_text("{}")
+    assert find_store(tmp_path) == path
+    shutil.copytree(path, tmp_path / "b.zarr")
+    with raises(DataError, "one of them", "a.zarr", "b.zarr"):
+        find_store(tmp_path)
+    with raises(DataError, "nowhere"):
+        find_store(tmp_path / "nowhere")
 
 
-def test_pairs_have_the_same_hour(samples):
-    hours = (samples["valid_time"].values - samples["init_time"].values) / np.timedelta64(1, "h")
-    assert (
-        np.array_equal(hours, samples["lead_time"])
-        and (np.diff(samples["valid_time"]) >= np.timedelta64(0)).all()
-    )
-    qpe = make_qpe(make_nwp())
-    for k in (0, 7, 29):
-        assert np.array_equal(
-            samples["rain"][k], qpe["rain"].sel(time=samples["valid_time"][k]), equal_nan=True
-        )
+def test_nothing_is_prepared_behind_the_back_of_the_user(tmp_path):
+    for name in ("nwp.nc", "qpe.nc"):
+        shutil.copy(TINY / name, tmp_path / name)
+    command = "sslpdl prepare --nwp .*nwp.nc --qpe .*qpe.nc .*--out .*store.zarr"
+    with raises(DataError, "a store of samples", command):
+        load_splits(tmp_path, get_config("small"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["nwp.nc", "qpe.nc"]
 
 
-def test_forecast_is_regridded_from_its_own_run(samples):
-    nwp, k = check_nwp(make_nwp(), "nwp"), 11
-    own = (
-        nwp["t850"]
-        .sel(
-            time=samples["init_time"][k],
-            lead_time=np.timedelta64(int(samples["lead_time"][k]), "h"),
-        )
-        .values
-    )
-    assert np.array_equal(
-        samples["forecast"][k, VARIABLE_NAMES.index("t850")], Regridder.between(NWP, QPE)(own)
-    )
+# ------------------------------------------------------------------ splits
 
 
-def test_unpaired_times_are_left_out():
-    nwp = make_nwp(4)
-    qpe = make_qpe(nwp)
-    assert pair(nwp, qpe.isel(time=[1, 5])).sizes["sample"] == 2
-    late = qpe.assign_coords(time=qpe["time"] + np.timedelta64(1000, "D"))
-    with raises(DataError, "2001-06-02T01", "observations of 2004"):
-        pair(nwp, late)
-
-
-def test_grids_that_do_not_meet():
-    nwp = make_nwp(2)
-    qpe = make_qpe(nwp)
-    with raises(GridError, "covers"):
-        pair(nwp, qpe, Regridder(*NWP.lonlat(), *np.add(QPE.lonlat(), [[[60.0]], [[0.0]]])))
-    with raises(GridError, "target"):
-        pair(nwp, qpe, Regridder.between(NWP, NWP))
-
-
-def test_rainy_needs_observed_pixels(samples):
+def test_wet_samples_need_observed_pixels(samples):
     s = samples.copy(deep=True)
     s["rain"][:] = 0.0
     s["rain"][0] = np.nan
     s["rain"][1, 0, 0] = 0.1
-    assert (
-        rainy(s, 1e-6)["sample"].size == 1 and rainy(s, 0.0)["sample"].size == s["sample"].size - 1
-    )
-
-
-# splits
+    assert wet_samples(s, 1e-6).sizes["sample"] == 1
+    assert wet_samples(s, 0.0).sizes["sample"] == s.sizes["sample"] - 1
 
 
 @given(st.integers(3, 60), st.integers(0, 2**31))
 def test_no_day_in_two_splits(n, seed):
-    days = np.datetime64("2001-01-01") + np.random.default_rng(seed).integers(0, 90, n).astype(
-        "timedelta64[D]"
-    )
-    s = xr.Dataset(
-        {"a": ("sample", np.arange(n))}, {"day": ("sample", days.astype("datetime64[ns]"))}
-    )
+    numbers = np.random.default_rng(seed).integers(0, 90, n)
+    days = np.datetime64("2001-01-01", "ns") + numbers * np.timedelta64(1, "D")
+    s = xr.Dataset({"a": ("sample", np.arange(n))}, {"day": ("sample", days)})
     try:
         parts = split_days(s)
     except DataError:
         return
-    sets = [set(p["day"].values.tolist()) for p in parts.values()]
-    assert (
-        max(sets[0]) < min(sets[1]) <= max(sets[1]) < min(sets[2])
-        and sum(p["sample"].size for p in parts.values()) == n
-    )
+    train, valid, test = (set(parts[p]["day"].values.tolist()) for p in PARTS)
+    assert max(train) < min(valid) <= max(valid) < min(test)
+    assert sum(p.sizes["sample"] for p in parts.values()) == n
 
 
 def test_gap_and_bad_fractions(samples):
@@ -364,35 +290,34 @@ def test_gap_and_bad_fractions(samples):
         split_days(samples.isel(sample=slice(0, 3)))
 
 
-def test_statistics_do_not_see_the_test(samples):
-    other = samples.copy(deep=True)
-    other["forecast"][np.isin(samples["day"], split_days(samples)["test"]["day"])] = 777
-    assert Standardizer.fit(split_days(other)["train"]) == Standardizer.fit(
-        split_days(samples)["train"]
-    )
+def test_days_between_the_splits(twenty):
+    config = get_config(image_size=(8, 8))
 
+    def between(splits):
+        days = [splits.samples[p]["day"].values for p in PARTS]
+        pauses = [b.min() - a.max() for a, b in zip(days, days[1:])]
+        return [int(pause / np.timedelta64(1, "D")) for pause in pauses]
 
-def test_days_between_the_splits(tmp_path):
-    nwp = make_nwp(20)
-    nwp.to_netcdf(tmp_path / "nwp.nc")
-    make_qpe(nwp).to_netcdf(tmp_path / "qpe.nc")
-    config, between = (
-        get_config(image_size=QPE.shape),
-        lambda s: [
-            int((b["day"].values.min() - a["day"].values.max()) / np.timedelta64(1, "D"))
-            for a, b in zip([s["train"], s["valid"]], [s["valid"], s["test"]])
-        ],
-    )
-    assert between(load_splits(tmp_path, config).samples) == [2, 2] and between(
-        load_splits(tmp_path, config, gap=0).samples
-    ) == [1, 1]
-    a, b = (
-        load_splits("../data_samples/tiny", get_config("small"), gap=g) for g in (0, 1)
-    )  # two days apart by themselves
+    assert between(load_splits(twenty, config)) == [2, 2]
+    assert between(load_splits(twenty, config, gap=0)) == [1, 1]
+    a, b = (load_splits(TINY, get_config("small"), gap=g) for g in (0, 1))  # already two days apart
     assert all(a.samples[k].identical(b.samples[k]) for k in a.samples)
 
 
-# standardising
+def test_statistics_do_not_see_the_test(samples):
+    other = samples.copy(deep=True)
+    other["forecast"][np.isin(samples["day"], split_days(samples)["test"]["day"])] = 777
+    trained = [Standardizer.fit(split_days(s)["train"]) for s in (other, samples)]
+    assert trained[0] == trained[1]
+
+
+def test_atmospheres_are_counted(samples):
+    assert np.unique(atmosphere_of(samples)).size == 10  # the day is the unit
+    shared = samples.assign_attrs(times_per_atmosphere=5)
+    assert np.bincount(atmosphere_of(shared)).tolist() == [15, 15]
+
+
+# ------------------------------------------------------------------ standardising
 
 
 @pytest.mark.parametrize("transform", ["log1p", "none"])
@@ -400,223 +325,133 @@ def test_standardizer(samples, transform):
     s = Standardizer.fit(samples, transform)
     x = samples["forecast"].values
     z = s.transform(x)
-    assert (
-        z.dtype == np.float32
-        and np.abs(z.mean((0, 2, 3))).max() < 2e-2
-        and np.allclose(z.std((0, 2, 3)), 1, atol=2e-2)
-    )
+    assert z.dtype == np.float32 and np.abs(z.mean((0, 2, 3))).max() < 2e-2
+    assert np.allclose(z.std((0, 2, 3)), 1, atol=2e-2)
     assert np.allclose(s.inverse(z), x, rtol=1e-4, atol=1e-2)
     t = s.transform(torch.from_numpy(x))
-    assert (
-        t.dtype == torch.float32
-        and np.allclose(t.numpy(), z, atol=1e-4)
-        and np.allclose(s.inverse(t).numpy(), x, rtol=1e-4, atol=1e-2)
-    )
-    assert np.allclose(s.transform(x[0]), z[0]) and Standardizer.from_dict(s.to_dict()) == s
+    assert t.dtype == torch.float32 and np.allclose(t.numpy(), z, atol=1e-4)
+    assert np.allclose(s.inverse(t).numpy(), x, rtol=1e-4, atol=1e-2)
+    assert np.allclose(s.transform(x[0]), z[0])
+    assert Standardizer.from_dict(s.to_dict()) == s
 
 
 def test_standardizer_of_difficult_fields(samples):
     s = samples.copy(deep=True)
     s["forecast"][:, 3] = 100000.0  # constant
-    s["forecast"][:2, 5] = np.nan  # with holes
+    s["forecast"][:2, 5] = np.nan
     fit = Standardizer.fit(s)
     assert fit.std[3] == 1 and np.isfinite(fit.mean).all()
     z = fit.transform(s["forecast"].values)
-    assert (
-        np.isfinite(z).all()
-        and (z[:2, 5] == 0).all()
-        and np.isnan(fit.transform(s["forecast"].values, missing=np.nan)).any()
-    )
+    assert np.isfinite(z).all() and (z[:2, 5] == 0).all()
+    assert np.isnan(fit.transform(s["forecast"].values, missing=np.nan)).any()
     s["forecast"][:, 5] = np.nan
-    with raises(DataError, "training samples"):
-        Standardizer.fit(s)
-    with raises(DataError, "training samples"):
-        Standardizer.fit(s.isel(sample=[]))
+    for bad in (s, s.isel(sample=[])):
+        with raises(DataError, "training samples"):
+            Standardizer.fit(bad)
     with raises(DataError, "rain_transform"):
         Standardizer.fit(samples, "cube")
 
 
+def test_moments_of_missing_and_negative_values(samples):
+    x = samples["forecast"].values.copy()
+    x[:, RAIN] -= 0.2  # some of it negative
+    x[0, T2M] = np.nan
+    x[1, T2M, 0] = np.nan
+    mean, std = statistics([moments(one) for one in x])
+    expected = x.astype(float)
+    expected[:, RAIN] = np.log1p(np.maximum(expected[:, RAIN], 0))
+    assert np.allclose(mean, np.nanmean(expected, (0, 2, 3)), rtol=1e-12)
+    assert np.allclose(std, np.nanstd(expected, (0, 2, 3)), rtol=1e-9)
+
+
+# ------------------------------------------------------------------ datasets
+
+
 def test_dataset(samples):
     s = samples.copy(deep=True)
-    s["forecast"][0, 6, 0, 0] = np.nan
+    s["forecast"][0, T2M, 0, 0] = np.nan
     data = RainDataset(s, Standardizer.fit(s))
     item = data[0]
-    assert (
-        len(data) == 30
-        and item["x"].shape == (16, *QPE.shape)
-        and item["x"][6, 0, 0] == 0
-        and data.filled["t2m"] == 1
-    )
-    assert (
-        torch.isnan(item["rain"][:, 0]).all() and item["lead_time"] == 25.0 and item["index"] == 0
-    )
-    assert set(next(iter(torch.utils.data.DataLoader(data, 3)))) == {
-        "x",
-        "rain",
-        "lead_time",
-        "index",
-    }
+    assert len(data) == 30 and item["x"].shape == (16, *GRID.shape)
+    assert item["x"][T2M, 0, 0] == 0 and data.missing_values()["t2m"] == 1
+    assert torch.isnan(item["rain"][:, 0]).all()
+    assert item["lead_time"] == 25.0 and item["index"] == 0
+    batch = next(iter(torch.utils.data.DataLoader(data, 3)))
+    assert set(batch) == {"x", "rain", "lead_time", "index"}
+    assert torch.equal(data.inputs()[:3], batch["x"])
+    assert same(data.observed_rain()[:3], batch["rain"])
 
 
-# the whole way
+# ------------------------------------------------------------------ the whole way
 
 
 def test_load_splits_on_the_sample():
     config = get_config("small")
-    a = load_splits("../data_samples/tiny", config)
+    a = load_splits(TINY, config)
     assert a.grid.shape == config.image_size and min(len(a.train), len(a.valid), len(a.test)) > 0
-    assert all(torch.isfinite(d.x).all() for d in (a.train, a.valid, a.test))
+    assert all(torch.isfinite(d.inputs()).all() for d in (a.train, a.valid, a.test))
     assert Standardizer.fit(a.samples["train"]) == a.standardizer
-    b = load_splits(ROOT / "data_samples/tiny", config, min_fraction=0.3)
+    b = load_splits(TINY / "store.zarr", config, min_fraction=0.3)
     assert len(b.train) < len(a.train) and len(b.test) == len(a.test)
+    assert len(b.pretrain) == len(a.train)
 
 
-def test_image_size(tmp_path):
-    nwp = make_nwp(20)
-    nwp.to_netcdf(tmp_path / "nwp.nc")
-    make_qpe(nwp).to_netcdf(tmp_path / "qpe.nc")
-    splits = load_splits(tmp_path, get_config(image_size=(7, 4)))
-    assert (
-        splits.grid.shape == (7, 4)
-        and splits.grid.x0 == QPE.x0 + 2 * QPE.dx
-        and splits.train[0]["x"].shape == (16, 7, 4)
-    )
+def test_image_size(twenty):
+    splits = load_splits(twenty, get_config(image_size=(8, 4)))
+    assert splits.grid.shape == (8, 4) and splits.train[0]["x"].shape == (16, 8, 4)
+    assert splits.grid.x0 == GRID.x0 + 2 * GRID.dx
     with raises(DataError, "64 x 32", "9 x 8"):
-        load_splits(tmp_path, get_config())
-    with raises(DataError):
-        crop(make_qpe(nwp), (10, 4))
+        load_splits(twenty, get_config())
+    with raises(DataError, "10 x 4"):
+        crop(make_samples(1), (10, 4))
+    whole = open_store(twenty)
+    assert crop(whole, GRID.shape) is whole and "moments" in whole
+    assert "moments" not in crop(whole, (8, 4))  # they are those of the whole image
 
 
-def test_missing_input_is_filled_or_refused(tmp_path):
-    nwp = make_nwp(20)
-    nwp["t500"][3, 0] = np.nan
-    nwp.to_netcdf(tmp_path / "nwp.nc")
-    make_qpe(nwp).to_netcdf(tmp_path / "qpe.nc")
-    config = get_config(image_size=QPE.shape)
-    splits = load_splits(tmp_path, config)
-    assert splits.train.filled["t500"] == QPE.nx * QPE.ny and sum(splits.test.filled.values()) == 0
-    with raises(DataError, "no missing values"):
-        load_splits(tmp_path, config, missing="refuse")
+def test_missing_input_is_filled_or_refused(twenty):
+    config = get_config(image_size=(8, 8))
+    splits = load_splits(twenty, config)
+    assert splits.train.missing_values()["t500"] == 2 * 2 * GRID.nx  # two of three rows remain
+    assert sum(splits.test.missing_values().values()) == 0
+    for memory in (4e9, 1):
+        with raises(DataError, "no missing values"):
+            load_splits(twenty, config, missing="refuse", memory=memory)
 
 
-# more than fits into memory
+# ------------------------------------------------------------------ more than fits into memory
 
 
-def test_on_disk_equals_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setenv("SSLPDL_CACHE", str(tmp_path / "cache"))
-    nwp = make_nwp(20)
-    nwp["t500"][3, 0, 6:] = np.nan
-    nwp.to_zarr(tmp_path / "nwp.zarr")
-    make_qpe(nwp).to_zarr(tmp_path / "qpe.zarr")
-    config = get_config(image_size=(7, 4))
-    a, b = load_splits(tmp_path, config), load_splits(tmp_path, config, memory=1)
+@pytest.mark.parametrize("size", [(8, 4), (8, 8)])
+def test_on_disk_equals_in_memory(twenty, size):
+    config = get_config(image_size=size)
+    a, b = load_splits(twenty, config), load_splits(twenty, config, memory=1)
     assert b.train.lazy and not a.train.lazy and len(a.train) == len(b.train) and a.grid == b.grid
-    assert np.allclose(a.standardizer.mean, b.standardizer.mean, rtol=1e-12) and np.allclose(
-        a.standardizer.std, b.standardizer.std, rtol=1e-9
-    )
-    for part in ("train", "valid", "test", "pretrain"):
+    assert np.allclose(a.standardizer.mean, b.standardizer.mean, rtol=1e-12)
+    assert np.allclose(a.standardizer.std, b.standardizer.std, rtol=1e-9)
+    for part in (*PARTS, "pretrain"):
         x, y = getattr(a, part), getattr(b, part)
-        assert (
-            torch.allclose(x.x, y.x, atol=1e-4)
-            and torch.equal(x.rain.nan_to_num(-1), y.rain.nan_to_num(-1))
-            and x.filled == y.filled
-            and x.lead_time == y.lead_time
-        )
-    again = load_splits(tmp_path, config, memory=1, min_fraction=0.45)
-    assert len(again.train) < len(b.train) and len(list((tmp_path / "cache").iterdir())) == 1
-    assert len(load_splits(tmp_path, config, memory=1, min_fraction=0.45).train) == len(
-        load_splits(tmp_path, config, min_fraction=0.45).train
-    )
-    with raises(DataError, "no missing values"):
-        load_splits(tmp_path, config, memory=1, missing="refuse")
+        assert torch.allclose(x.inputs(), y.inputs(), atol=1e-4)
+        assert same(x.observed_rain(), y.observed_rain())
+        assert x.missing_values() == y.missing_values() and x.lead_time == y.lead_time
+    lazy, eager = (load_splits(twenty, config, memory=m, min_fraction=0.65) for m in (1, 4e9))
+    assert len(lazy.train) == len(eager.train) < len(b.train)
 
 
-def test_on_disk_with_worker_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("SSLPDL_CACHE", str(tmp_path / "cache"))
-    nwp = make_nwp(12)
-    nwp.to_zarr(tmp_path / "nwp.zarr")
-    make_qpe(nwp).to_zarr(tmp_path / "qpe.zarr")
-    train = load_splits(tmp_path, get_config(image_size=(7, 4)), memory=1).train
-    alone, helped = (
-        [b["x"] for b in torch.utils.data.DataLoader(train, 4, num_workers=n)] for n in (0, 2)
-    )
+def test_statistics_of_untransformed_rain_on_disk(twenty):
+    config = get_config(image_size=(8, 8), rain_transform="none")
+    a, b = (load_splits(twenty, config, memory=m).standardizer for m in (4e9, 1))
+    assert np.allclose(a.mean, b.mean, rtol=1e-6) and np.allclose(a.std, b.std, rtol=1e-5)
+
+
+def test_blocks(twenty):
+    lazy = open_store(twenty, memory=1)
+    sizes = [block.sizes["sample"] for block in blocks_of(lazy, 25)]
+    assert sizes == [25, 25, 10] and len(blocks_of(open_store(twenty))) == 1
+
+
+def test_on_disk_with_worker_processes(twenty):
+    train = load_splits(twenty, get_config(image_size=(8, 4)), memory=1).train
+    loaders = [torch.utils.data.DataLoader(train, 4, num_workers=n) for n in (0, 2)]
+    alone, helped = ([batch["x"] for batch in loader] for loader in loaders)
     assert all(torch.equal(a, b) for a, b in zip(alone, helped))
-
-
-def test_a_large_forecast_is_checked_when_it_is_read(tmp_path, monkeypatch):
-    from sslpdl_nb import store as data
-
-    monkeypatch.setattr(data._read_dataset, "__defaults__", (1,))
-    nwp = make_nwp(3)
-    nwp.to_zarr(tmp_path / "nwp.zarr")
-    lazy = open_nwp(tmp_path / "nwp.zarr")
-    assert lazy["t850"].chunks and np.array_equal(lazy["t850"], nwp["t850"])
-    nwp.assign(t850=nwp["t850"] - 250).assign(
-        t850=lambda d: d["t850"].assign_attrs(units="K")
-    ).to_zarr(tmp_path / "cold.zarr")
-    with raises(DataError, "t850", "130"):
-        open_nwp(tmp_path / "cold.zarr")["t850"].values
-
-
-# samples by name
-
-
-def test_a_forged_sample_is_never_handed_out(tmp_path, monkeypatch):
-    import hashlib
-    from sslpdl_nb.io.samples import SAMPLES, fetch_sample
-
-    monkeypatch.setenv("SSLPDL_DATA", str(tmp_path))
-    monkeypatch.setitem(
-        SAMPLES,
-        "toy",
-        (".", "http://localhost:9/", "none", {"a.grib": hashlib.sha256(b"right").hexdigest()}),
-    )
-    for content, date in ((b"wrong", 10**9), (b"right", 10**9 + 1), (b"wrong", 10**9 + 2)):
-        (tmp_path / "a.grib").write_bytes(content)
-        os.utime(tmp_path / "a.grib", (date, date))
-        if content == b"right":
-            assert fetch_sample("toy") == [tmp_path / "a.grib"]
-            continue
-        with raises(DataError, "a.grib: sha256", hashlib.sha256(b"wrong").hexdigest()):
-            fetch_sample("toy")
-
-
-# other people's files
-
-
-def test_raw_files_need_a_name_or_a_source(tmp_path):
-    xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "strange.nc")
-    with raises(DataError, "strange.nc: variables", "source"):
-        open_nwp(tmp_path / "strange.nc")
-    with raises(DataError, "hrrr", "moon"):
-        open_nwp(tmp_path / "strange.nc", source="moon")
-    with raises(DataError, "at least one"):
-        open_nwp([])
-
-
-def test_a_forecast_in_degrees(tmp_path):
-    lat, lon = np.arange(31, 45, 0.5), np.arange(120, 138, 0.5)
-    nwp = make_nwp(2)
-    fields = {
-        v.name: (
-            ("time", "lead_time", "lat", "lon"),
-            np.full((2, 3, lat.size, lon.size), float(USUAL.get(v.name, 5)), np.float32),
-            {"units": v.units},
-        )
-        for v in VARIABLES
-    }
-    ds = xr.Dataset(
-        fields,
-        dict(
-            time=nwp["time"],
-            lead_time=nwp["lead_time"],
-            lat=("lat", lat[::-1], {"units": "degrees_north"}),
-            lon=("lon", lon, {"units": "degrees_east"}),
-        ),
-    )
-    ds.to_netcdf(tmp_path / "world.nc")
-    read = open_nwp(tmp_path / "world.nc", source="sslpdl")
-    both = pair(read, check_qpe(make_qpe(nwp), "qpe"))
-    assert both.sizes["sample"] == 6 and np.allclose(
-        both["forecast"][:, VARIABLE_NAMES.index("t850")], 280
-    )
