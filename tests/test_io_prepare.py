@@ -1,85 +1,62 @@
 "From files to a store: complete, accounted for, resumable, the same on threads and on a cluster."
 
-import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from real import real
+from synthetic import LEVELS, grib2, lambert, truth
 
+from sslpdl_nb.core import RAIN, VARIABLE_NAMES, VARIABLES, DataError, GridError, get_config
+from sslpdl_nb.grids.regrid import Regridder
+from sslpdl_nb.grids.types import LambertGrid, cf_coordinates, crs_attributes
 from sslpdl_nb.io import prepare as module
-from sslpdl_nb.core import VARIABLES, DataError, GridError, get_config
-from sslpdl_nb.grids.types import LambertGrid, cf_attributes
-from sslpdl_nb.store import Standardizer, load_splits, pair
-from sslpdl_nb.io.nwp import check_nwp, open_nwp
-from sslpdl_nb.io.qpe import check_qpe
-from sslpdl_nb.io.nwp import SOURCES
 from sslpdl_nb.io.fields import Source
-from sslpdl_nb.io.prepare import manifest, moments, open_samples, prepare, statistics, summary
-from sslpdl_nb.io.qpe import RADARS, Radar, rain_fields, read_qpe, windows
-from sslpdl_nb.io.samples import find_real
+from sslpdl_nb.io.lexicon import SOURCES
+from sslpdl_nb.io.nwp import check_nwp
+from sslpdl_nb.io.prepare import forecast_on_grid, manifest, prepare, summary
+from sslpdl_nb.store import Standardizer, load_splits, moments, open_store, statistics
+from sslpdl_nb.verify import count_events
 
-NWP = LambertGrid(12, 14, 30e3, -170e3, -200e3, 128.0, 38.0, (35.0, 50.0))
-QPE = LambertGrid(6, 7, 30e3, 60e3, -100e3)
-USUAL = dict(
-    gh100=16500,
-    gh500=5700,
-    gh850=1500,
-    slp=101000,
-    rh500=50,
-    rh850=70,
-    t2m=290,
-    t500=260,
-    t850=280,
-    rain=1.0,
+NWP = LambertGrid(
+    nx=12, ny=14, dx=30e3, x0=-170e3, y0=-200e3, lon0=128.0, lat0=38.0, parallels=(35.0, 50.0)
 )
-
-
-def cf_coordinates(grid):
-    lon, lat = grid.lonlat()
-    return dict(y=grid.y, x=grid.x, latitude=(("y", "x"), lat), longitude=(("y", "x"), lon))
+QPE = LambertGrid(nx=6, ny=7, dx=30e3, x0=60e3, y0=-100e3)
+USUAL = dict(gh100=16500, gh500=5700, gh850=1500, slp=101000, rh500=50, rh850=70)
+USUAL |= dict(t2m=290, t500=260, t850=280, rain=1.0)
+DAY = np.timedelta64(1, "D")
+FIRST = np.datetime64("2001-06-01", "ns")
 
 
 def forecast(day, leads=(6, 12), seed=0):
+    "A forecast of one reference time: usual values and noise."
     rng, shape = np.random.default_rng((seed, day)), (1, len(leads), *NWP.shape)
-    fields = {
-        v.name: (
-            ("time", "lead_time", "y", "x"),
-            (USUAL.get(v.name, 5) + rng.uniform(0, 1, shape)).astype(np.float32),
-            {"units": v.units},
-        )
-        for v in VARIABLES
-    }
-    return xr.Dataset(
-        fields | {"crs": ((), 0, cf_attributes(NWP))},
-        dict(
-            time=[np.datetime64("2001-06-01", "ns") + np.timedelta64(day, "D")],
-            lead_time=np.array(leads, "timedelta64[h]").astype("timedelta64[ns]"),
-        )
-        | cf_coordinates(NWP),
-    )
+    dims = ("time", "lead_time", "y", "x")
+    data = {"crs": ((), 0, crs_attributes(NWP))}
+    for v in VARIABLES:
+        values = (USUAL.get(v.name, 5) + rng.uniform(0, 1, shape)).astype(np.float32)
+        data[v.name] = (dims, values, {"units": v.units})
+    lead_time = np.array(leads, "timedelta64[h]").astype("timedelta64[ns]")
+    return xr.Dataset(data, dict(time=[FIRST + day * DAY], lead_time=lead_time) | MAP[NWP])
 
 
 def observation(day, hours=(6, 12), seed=1):
-    rain = (
-        np.random.default_rng((seed, day))
-        .gamma(0.3, 3.0, (len(hours), *QPE.shape))
-        .astype(np.float32)
-    )
-    rain[:, :, 0] = np.nan
+    "Observed rain of a day; the southernmost row is never observed."
+    rng = np.random.default_rng((seed, day))
+    rain = rng.gamma(0.3, 3.0, (len(hours), *QPE.shape)).astype(np.float32)
+    rain[:, 0] = np.nan
+    time = FIRST + day * DAY + np.array(hours, "timedelta64[h]")
     return xr.Dataset(
         {
             "rain": (("time", "y", "x"), rain, {"units": "mm h-1"}),
-            "crs": ((), 0, cf_attributes(QPE)),
+            "crs": ((), 0, crs_attributes(QPE)),
         },
-        dict(
-            time=np.datetime64("2001-06-01", "ns")
-            + np.timedelta64(day, "D")
-            + np.array(hours, "timedelta64[h]")
-        )
-        | cf_coordinates(QPE),
+        dict(time=time) | MAP[QPE],
     )
+
+
+MAP = {grid: cf_coordinates(grid) for grid in (NWP, QPE)}
 
 
 @pytest.fixture
@@ -92,119 +69,183 @@ def archive(tmp_path):
     return tmp_path
 
 
+def silent(text):
+    pass
+
+
 def go(archive, out="store.zarr", **options):
-    return prepare(
-        archive / "nwp",
-        archive / "qpe",
-        archive / out,
-        source="sslpdl",
-        say=lambda text: None,
-        **options,
-    )
+    "Prepare the archive."
+    options = dict(source="sslpdl", say=silent, progress=False) | options
+    return prepare(archive / "nwp", archive / "qpe", archive / out, **options)
 
 
-def test_store_equals_pair(archive):
-    samples = open_samples(go(archive))
-    nwp = check_nwp(xr.concat([forecast(d) for d in range(5)], "time", data_vars="minimal"), "nwp")
-    both = pair(
-        nwp,
-        check_qpe(
-            xr.concat([observation(d) for d in range(5)], "time", data_vars="minimal"), "qpe"
-        ),
-    )
-    assert np.allclose(samples["forecast"], both["forecast"], atol=1e-4) and np.allclose(
-        samples["rain"], both["rain"], equal_nan=True
-    )
-    assert (
-        np.array_equal(samples["valid_time"], both["valid_time"])
-        and np.array_equal(samples["lead_time"], both["lead_time"])
-        and np.array_equal(samples["day"], both["day"])
-    )
+# ------------------------------------------------------------------ what is in the store
+
+
+def test_samples_are_forecast_and_rain_of_one_valid_time(archive):
+    samples = open_store(go(archive))
+    regridder = Regridder.between(NWP, QPE)
+    assert samples.sizes["sample"] == 10
+    for k in range(10):
+        day, lead = divmod(k, 2)
+        nwp, qpe = forecast(day).isel(time=0, lead_time=lead), observation(day).isel(time=lead)
+        fields = np.stack([regridder(nwp[n].values) for n in VARIABLE_NAMES])
+        assert np.allclose(samples["forecast"][k], fields, atol=1e-4)
+        assert np.allclose(samples["rain"][k], qpe["rain"], equal_nan=True)
+        assert samples["valid_time"].values[k] == qpe["time"].values
+        assert samples["lead_time"].values[k] == (6, 12)[lead]
+        assert samples["reference_time"].values[k] == FIRST + day * DAY
+
+
+def test_statistics_of_the_store_are_those_of_its_samples(archive):
+    samples = open_store(go(archive))
     mean, std = statistics(samples["moments"].values)
-    fit = Standardizer.fit(both)
-    assert np.allclose(mean, fit.mean, rtol=1e-6) and np.allclose(std, fit.std, rtol=1e-4)
+    fit = Standardizer.fit(samples)
+    assert np.allclose(mean, fit.mean, rtol=1e-6)
+    assert np.allclose(std, fit.std, rtol=1e-4)
 
 
 def test_training_reads_the_store(archive):
-    splits = load_splits(go(archive), get_config(image_size=QPE.shape), gap=0)
-    lazy = load_splits(archive / "store.zarr", get_config(image_size=QPE.shape), memory=0, gap=0)
-    assert len(splits.train) + len(splits.valid) + len(splits.test) == 10 and lazy.train.lazy
+    store, config = go(archive), get_config(image_size=(4, 4))  # the middle of the grid
+    splits, lazy = (load_splits(store, config, memory=m, gap=0) for m in (4e9, 0))
+    assert len(splits.train) + len(splits.valid) + len(splits.test) == 10
+    assert lazy.train.lazy
+    assert splits.train[1]["x"].shape == (16, 4, 4)
     assert np.allclose(splits.train[1]["x"], lazy.train[1]["x"], atol=1e-5)
-    smaller = load_splits(archive / "store.zarr", get_config(image_size=(4, 4)), memory=0, gap=0)
-    assert (
-        smaller.train[0]["x"].shape == (16, 4, 4) and np.isfinite(smaller.standardizer.mean).all()
-    )
-    for part in splits.samples.values():
-        assert {"day", "init_time", "valid_time", "lead_time", "latitude", "longitude"} <= set(
-            part.coords
-        ) and {"forecast", "rain", "crs"} <= set(part)
-        assert (
-            part["valid_time"].values
-            == part["init_time"].values + (part["lead_time"].values * 3600).astype("timedelta64[s]")
-        ).all()
+    assert np.isfinite(splits.standardizer.mean).all()
 
 
-def test_the_folder_of_a_store_will_do(archive):
-    go(archive)
-    (archive / "data").mkdir()
-    (archive / "store.zarr").rename(archive / "data/mine.zarr")
-    splits = load_splits(archive / "data", get_config(image_size=QPE.shape), gap=0)
-    assert len(splits.train) == 6 and splits.grid == QPE
-    with pytest.raises(DataError, match="at least one each"):
-        load_splits(
-            archive / "data", get_config(image_size=QPE.shape)
-        )  # neighbours of the split are too near
-    go(archive, "data/other.zarr")
-    with pytest.raises(DataError, match="mine.zarr.*other.zarr|other.zarr.*mine.zarr"):
-        load_splits(archive / "data", get_config(image_size=QPE.shape))
+def test_rain_of_other_hours_is_no_match(archive):
+    three = Source(SOURCES["sslpdl"].fields, rain=3, amounts=("rain",))
+    for day in range(5):
+        ds = forecast(day)
+        ds["rain"].attrs["units"] = "mm"
+        ds.to_netcdf(archive / f"nwp/nwp{day}.nc")
+    with pytest.raises(DataError, match=r"rain of 1 h \(files give 3 h\)"):
+        go(archive, "one.zarr", source=three)
+    store = go(archive, "three.zarr", source=three, accumulation=3.0, min_valid=0.3)
+    samples = open_store(store)
+    assert samples.sizes["sample"] == 10
+    rain = samples["forecast"].values[:, RAIN]  # amounts of 1 to 2 mm in three hours
+    assert 1 / 3 <= rain.min() < 2 / 3
+
+
+def test_another_target_grid(archive):
+    target = LambertGrid(nx=5, ny=6, dx=40e3, x0=50e3, y0=-90e3)
+    ds = xr.Dataset({"crs": ((), 0, crs_attributes(target))}, cf_coordinates(target))
+    ds.to_netcdf(archive / "grid.nc")
+    samples = open_store(go(archive, grid=archive / "grid.nc"))
+    assert samples["rain"].shape == (10, 6, 5)
+    assert np.isfinite(samples["forecast"]).all()
+    degrees = {"grid_mapping_name": "latitude_longitude"}
+    ds = xr.Dataset({"crs": ((), 0, degrees)}, dict(x=[1.0, 2.0], y=[1.0, 2.0]))
+    ds.to_netcdf(archive / "degrees.nc")
+    with pytest.raises(GridError, match="Lambert"):
+        go(archive, "d.zarr", grid=archive / "degrees.nc")
+
+
+# ------------------------------------------------------------------ the account
 
 
 def test_everything_dropped_is_counted(archive):
-    (archive / "nwp/nwp1.nc").write_bytes((archive / "nwp/nwp1.nc").read_bytes()[:3000])  # damaged
+    damaged = archive / "nwp/nwp1.nc"
+    damaged.write_bytes(damaged.read_bytes()[:3000])
     (archive / "qpe/qpe2.nc").unlink()  # no observation
     forecast(3).drop_vars("t500").to_netcdf(archive / "nwp/nwp3.nc")  # lacks a variable
     bad = forecast(4)
     bad["t850"][0, 1] = 20.0
     bad.to_netcdf(archive / "nwp/nwp4.nc")  # nonsense at one lead time
     store = go(archive)
-    m = manifest(store)
-    assert (
-        m["samples"] == 3
-        and m["without_observation"] == 2
-        and [x[2] for x in m["lacking_variables"]] == ["t500"] * 2
+    account = manifest(store)
+    assert account["samples"] == 3
+    assert account["without_observation"] == 2
+    assert [entry["reason"] for entry in account["lacking_variables"]] == ["t500"] * 2
+    assert [path.endswith("nwp1.nc") for path in account["refused"]] == [True]
+    (dropped,) = account["dropped"]
+    assert "t850" in dropped["reason"]
+    assert (dropped["reference_time"], dropped["lead_time"]) == ("2001-06-05T00:00", 12)
+    assert open_store(store).sizes["sample"] == 3
+    assert "3 samples from 4 runs" in summary(account)
+    assert "t850" in summary(account) and "2 times: t500" in summary(account)
+
+
+def test_one_odd_run_or_image_does_not_end_the_year(archive):
+    forecast(3, seed=9).to_netcdf(archive / "nwp/nwp3_again.nc")  # same fields, other values
+    observation(2).to_netcdf(archive / "qpe/again.nc")  # the same images twice
+    foreign = observation(9).isel(x=slice(0, 4))  # another grid, first in the folder
+    foreign.to_netcdf(archive / "qpe/aaa_foreign.nc")
+    store = go(archive)
+    account = manifest(store)
+    refused = account["refused"]
+    assert open_store(store).sizes["sample"] == 8
+    assert set(refused) == {"run of 2001-06-04T00:00", "qpe2.nc", "aaa_foreign.nc"}
+    assert "one field" in refused["run of 2001-06-04T00:00"]
+    assert "overlap" in refused["qpe2.nc"]
+    assert "grid" in refused["aaa_foreign.nc"]
+    assert "3 files or runs refused" in summary(account)
+
+
+def test_a_store_without_samples_is_not_finished(archive, monkeypatch):
+    def fails(step):
+        raise DataError("made-up reason")
+
+    monkeypatch.setattr(module, "evaluate", fails)
+    with pytest.raises(DataError, match="first reason: made-up reason"):
+        go(archive)
+    with pytest.raises(DataError, match="unfinished"):
+        open_store(archive / "store.zarr")
+    assert len(manifest(archive / "store.zarr")["dropped"]) == 10
+
+
+def test_nothing_to_prepare(archive):
+    with pytest.raises(DataError, match="rain files: expected images of rain, found none"):
+        prepare(archive / "grib", archive / "nowhere", archive / "x.zarr", source="sslpdl")
+    for path in (archive / "qpe").iterdir():
+        path.unlink()
+    observation(90).to_netcdf(archive / "qpe/late.nc")
+    with pytest.raises(DataError, match="10 lead times without observation"):
+        go(archive)
+    assert not (archive / "store.zarr").exists()
+    with pytest.raises(DataError, match="manifest"):
+        manifest(archive / "store.zarr")
+
+
+def test_missing_and_damaged_files_are_noted(archive):
+    paths = [archive / "nwp", archive / "gone.nc"]
+    store = prepare(
+        paths, archive / "qpe", archive / "s.zarr", source="sslpdl", say=silent, progress=False
     )
-    assert (
-        len(m["refused"]) == 1
-        and "nwp1.nc" in next(iter(m["refused"]))
-        and len(m["dropped"]) == 1
-        and "t850" in m["dropped"][0][2]
-    )
-    assert open_samples(store).sizes["sample"] == 3 and "3 samples from 4 runs" in summary(m)
+    assert list(manifest(store)["refused"]) == [str(archive / "gone.nc")]
+    (store / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="manifest"):
+        manifest(store)
+
+
+# ------------------------------------------------------------------ resuming
 
 
 def test_resumes_where_it_stopped(archive, monkeypatch):
-    calls, real = [], module.evaluate
+    calls, evaluate = [], module.evaluate
 
     def dies(step):
         calls.append(step.reference_time)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(step)
+        return evaluate(step)
 
     monkeypatch.setattr(module, "evaluate", dies)
     with pytest.raises(KeyboardInterrupt):
         go(archive, workers=1)
     with pytest.raises(DataError, match="unfinished"):
-        open_samples(archive / "store.zarr")
+        open_store(archive / "store.zarr")
     done = len(list((archive / "store.zarr/notes").glob("*.json")))
     assert done == 2
     before = len(calls)
     store = go(archive, workers=1)
     assert len(calls) - before == 2 * (5 - done)
-    monkeypatch.setattr(module, "evaluate", real)
-    assert open_samples(store).equals(
-        open_samples(go(archive, "other.zarr")).assign_attrs(open_samples(store).attrs)
-    )
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    resumed, other = open_store(store), open_store(go(archive, "other.zarr"))
+    assert resumed.equals(other)
 
 
 def test_refuses_to_mix(archive):
@@ -223,11 +264,12 @@ def test_refuses_to_mix(archive):
 
 
 def test_changed_files_are_another_question(archive):
-    file, whole = archive / "nwp/nwp1.nc", (archive / "nwp/nwp1.nc").read_bytes()
-    file.write_bytes(bytes(len(whole)))
-    os.utime(file, (10**9, 10**9))  # damaged, of the same size and date
+    file = archive / "nwp/nwp1.nc"
+    whole = file.read_bytes()
+    file.write_bytes(bytes(len(whole)))  # damaged, of the same size and date
+    os.utime(file, (10**9, 10**9))
     store = go(archive)
-    assert open_samples(store).sizes["sample"] == 8
+    assert open_store(store).sizes["sample"] == 8
     next((store / "notes").glob("*.json")).unlink()
     file.write_bytes(whole)
     os.utime(file, (10**9, 10**9))
@@ -245,152 +287,107 @@ def test_only_own_stores_are_deleted(archive):
         go(archive, "theirs.zarr", fresh=True)
     assert (archive / "theirs.zarr/zarr.json").exists()
     store = go(archive)
-    for p in (archive / "qpe").iterdir():
-        p.write_bytes(b"nonsense")
+    for path in (archive / "qpe").iterdir():
+        path.write_bytes(b"nonsense")
     with pytest.raises(DataError, match="images of rain"):
         go(archive, fresh=True)
-    assert open_samples(store).sizes["sample"] == 10
-
-
-def test_rain_of_other_hours_is_no_match(archive):
-    three = Source(SOURCES["sslpdl"].fields, rain=3, amounts=("rain",))
-    for day in range(5):
-        ds = forecast(day)
-        ds["rain"].attrs["units"] = "mm"
-        ds.to_netcdf(archive / f"nwp/nwp{day}.nc")
-
-    def make(out, **o):
-        return prepare(
-            archive / "nwp",
-            archive / "qpe",
-            archive / out,
-            source=three,
-            say=lambda text: None,
-            **o,
-        )
-
-    with pytest.raises(DataError, match=r"rain of 1 h \(files give 3 h\)"):
-        make("one.zarr")
-    samples = open_samples(make("three.zarr", hours=3.0, min_valid=0.3))
-    assert (
-        samples.sizes["sample"] == 10 and 1 / 3 <= float(samples["forecast"][0, -1].min()) < 2 / 3
-    )
-    nwp = open_nwp(archive / "nwp/nwp0.nc", three)
-    assert nwp["rain_hours"].values.tolist() == [3, 3]
-    with pytest.raises(DataError, match="that of 1 h.*rain of 3 h"):
-        pair(nwp, check_qpe(read_qpe(archive / "qpe/qpe0.nc"), "qpe"))
-    assert (
-        pair(
-            nwp, check_qpe(read_qpe(archive / "qpe/qpe0.nc", hours=3.0, min_valid=0.3), "qpe")
-        ).sizes["sample"]
-        == 2
-    )
-
-
-def test_one_odd_run_or_image_does_not_end_the_year(archive):
-    forecast(3, seed=9).to_netcdf(
-        archive / "nwp/nwp3_again.nc"
-    )  # the same fields with other values
-    observation(2).to_netcdf(archive / "qpe/again.nc")  # the same images twice
-    observation(9).isel(x=slice(0, 4)).to_netcdf(
-        archive / "qpe/aaa_foreign.nc"
-    )  # another grid, first in the folder
-    store = go(archive)
-    refused = manifest(store)["refused"]
-    assert open_samples(store).sizes["sample"] == 8 and set(refused) == {
-        "run of 2001-06-04T00:00",
-        "qpe2.nc",
-        "aaa_foreign.nc",
-    }
-    assert (
-        "one field" in refused["run of 2001-06-04T00:00"]
-        and "overlap" in refused["qpe2.nc"]
-        and "grid" in refused["aaa_foreign.nc"]
-    )
-    assert "3 files or runs refused" in summary(manifest(store))
-
-
-def test_a_store_without_samples_is_not_finished(archive, monkeypatch):
-    def fails(step):
-        raise DataError("made-up reason")
-
-    monkeypatch.setattr(module, "evaluate", fails)
-    with pytest.raises(DataError, match="first reason: made-up reason"):
-        go(archive)
-    with pytest.raises(DataError, match="unfinished"):
-        open_samples(archive / "store.zarr")
-    assert len(manifest(archive / "store.zarr")["dropped"]) == 10
-
-
-def test_nothing_to_prepare(archive):
-    with pytest.raises(DataError, match="none"):
-        prepare(archive / "nwp", archive / "nwp", archive / "x.zarr", source="sslpdl")
-    for p in (archive / "qpe").iterdir():
-        p.unlink()
-    observation(90).to_netcdf(archive / "qpe/late.nc")
-    with pytest.raises(DataError, match="10 lead times without observation"):
-        go(archive)
-    with pytest.raises(DataError, match="store"):
-        open_samples(archive / "nothing.zarr")
-    assert not (archive / "store.zarr").exists()
+    assert open_store(store).sizes["sample"] == 10
 
 
 def test_two_worker_processes(archive):
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        there = open_samples(go(archive, "there.zarr", scheduler=cluster.scheduler_address))
-    here = open_samples(go(archive, "here.zarr"))
-    assert (
-        there["forecast"].equals(here["forecast"])
-        and there["rain"].equals(here["rain"])
-        and there["moments"].equals(here["moments"])
-    )
+    options = dict(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    with distributed.LocalCluster(**options) as cluster:
+        there = open_store(go(archive, "there.zarr", scheduler=cluster.scheduler_address))
+    here = open_store(go(archive, "here.zarr"))
+    for name in ("forecast", "rain", "moments"):
+        assert there[name].equals(here[name])
     with pytest.raises(DataError, match="cluster"):
         go(archive, "nowhere.zarr", scheduler="tcp://127.0.0.1:9")
 
 
-def test_another_target_grid(archive):
-    target = LambertGrid(5, 6, 40e3, 50e3, -90e3)
-    xr.Dataset({"crs": ((), 0, cf_attributes(target))}, cf_coordinates(target)).to_netcdf(
-        archive / "grid.nc"
-    )
-    samples = open_samples(go(archive, grid=archive / "grid.nc"))
-    assert samples["rain"].shape == (10, 6, 5) and np.isfinite(samples["forecast"]).all()
-    xr.Dataset(
-        {"crs": ((), 0, {"grid_mapping_name": "latitude_longitude"})},
-        dict(x=[1.0, 2.0], y=[1.0, 2.0]),
-    ).to_netcdf(archive / "degrees.nc")
-    with pytest.raises(GridError, match="Lambert"):
-        go(archive, "d.zarr", grid=archive / "degrees.nc")
+# ------------------------------------------------------------------ forecasts alone
 
 
-def test_damaged_store(archive):
-    store = go(archive)
-    next(p for p in (store / "forecast/c").rglob("*") if p.is_file()).write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="readable"):
-        open_samples(store)
-    (store / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="manifest"):
-        manifest(store)
+def test_a_forecast_on_a_grid():
+    nwp = check_nwp(forecast(0), "nwp")
+    samples = forecast_on_grid(nwp, QPE, "nwp")
+    regridder = Regridder.between(NWP, QPE)
+    assert samples["lead_time"].values.tolist() == [6, 12]
+    assert np.isnan(samples["rain"]).all()
+    for k, name in enumerate(VARIABLE_NAMES):
+        assert np.allclose(samples["forecast"][1, k], regridder(nwp[name].values[0, 1]))
+
+
+def test_a_forecast_that_does_not_fit_is_refused():
+    nwp = check_nwp(forecast(0), "nwp")
+    far = LambertGrid(nx=6, ny=7, dx=30e3, x0=2000e3, y0=-100e3)
+    with pytest.raises(GridError, match="nwp: grid.*0%"):
+        forecast_on_grid(nwp, far, "nwp")
+    nwp["t500"][0, 1] = np.nan
+    with pytest.raises(DataError, match="nwp: t500, lead time 12 h"):
+        forecast_on_grid(nwp, QPE, "nwp")
 
 
 def test_moments_of_difficult_fields():
     x = np.full((16, 3, 3), 16500.0)
     x[0, 0, 0] = np.nan
     x[1] = np.nan
-    n, mean, q = moments(x)
-    assert n[0] == 8 and n[1] == 0 and mean[0] == 16500 and q[0] == 0
+    n, mean, squares = moments(x)
+    assert (n[0], mean[0], squares[0]) == (8, 16500, 0)
+    assert n[1] == 0
     assert np.isfinite(statistics([moments(x), moments(x)])).all()
 
 
-def test_real_files_on_threads(tmp_path):
-    folder = find_real("wrf-stage2-2005")
-    if folder is None:
-        pytest.skip("no real files: set SSLPDL_DATA")
+# ------------------------------------------------------------------ GRIB
+
+
+def gfs_messages(ec, start):
+    "GRIB 2 messages of a forecast for +3 h with the names of GFS, and the grid of KMA."
+    grid, lon, lat = lambert()
+    known, out = truth(lon, lat), []
+
+    def add(name, values, where=("surface", 0), **more):
+        out.append(grib2(ec, "kwbc", grid, name, values, where, hour=3, start=start, **more))
+
+    for p in LEVELS:
+        for ours, name in (("gh", "gh"), ("t", "t"), ("rh", "r"), ("u", "u"), ("v", "v")):
+            add(name, known[f"{ours}{p}"], ("p", p * 100))
+    add("prmsl", known["slp"], ("sea", 0))
+    add("t", known["t2m"], ("ground", 2))
+    add("u", known["u10"], ("ground", 10))
+    add("v", known["v10"], ("ground", 10))
+    add("tp", known["rain"], since=2)
+    return b"".join(out)
+
+
+def test_a_grib_file_of_several_reference_times_is_prepared_completely(tmp_path):
+    pytest.importorskip("eccodes")
+    from sslpdl_nb.io.grib import _eccodes
+
+    ec, (grid, lon, lat) = _eccodes("test"), lambert()
+    nwp = tmp_path / "two.grib2"
+    nwp.write_bytes(gfs_messages(ec, "2024070100") + gfs_messages(ec, "2024070112"))
+    rain = truth(lon, lat)["rain"]
+    hours = [grib2(ec, "kwbc", grid, "tp", rain, hour=h, since=h - 1) for h in (3, 15)]
+    qpe = tmp_path / "rain.grib2"
+    qpe.write_bytes(b"".join(hours))
+    options = dict(say=silent, progress=False)
+    store = prepare(nwp, qpe, tmp_path / "s.zarr", source="gfs", **options)
+    samples = open_store(store)
+    assert samples.sizes["sample"] == 2 == manifest(store)["runs"]
+    assert np.isfinite(samples["forecast"]).all()
+    times = [str(t)[:13] for t in samples["valid_time"].values]
+    assert times == ["2024-07-01T03", "2024-07-01T15"]
+    with pytest.raises(DataError, match="without observation"):
+        prepare(nwp, qpe, tmp_path / "t.zarr", source="era5", **options)
+
+
+def test_real_files_on_threads_are_paired_and_have_skill(tmp_path):
+    pytest.importorskip("eccodes")
+    folder = real("wrf-stage2-2005")
     target = LambertGrid(
-        32, 64, 40e3, -620e3, -1260e3, lon0=-97.0, lat0=37.5, parallels=(33.0, 45.0)
+        nx=32, ny=64, dx=40e3, x0=-620e3, y0=-1260e3, lon0=-97.0, lat0=37.5, parallels=(33.0, 45.0)
     )
     store = prepare(
         folder / "wrf",
@@ -398,109 +395,17 @@ def test_real_files_on_threads(tmp_path):
         tmp_path / "us.zarr",
         source="wrf",
         grid=target,
-        hours=3.0,
-        say=lambda text: None,
+        accumulation=3.0,
+        say=silent,
+        progress=False,
     )
-    samples = open_samples(store)
-    assert (
-        samples.sizes["sample"] == 5
-        and json.loads((Path(store) / "manifest.json").read_text())["refused"] == {}
-        and np.isfinite(samples["rain"]).mean() > 0.8
-    )
-
-
-# ------------------------------------------------------------------ images of rain in plain NetCDF
-
-
-def images(path, units, every=60, n=24, value=6.0, **radar):
-    "Images of the same rain in every pixel, and what is read from them."
-    ds = xr.Dataset(
-        {"rain": (("time", "lat", "lon"), np.full((n, 2, 3), value), {"units": units})},
-        dict(
-            time=np.datetime64("2020-07-01T00", "ns")
-            + np.arange(1, n + 1) * np.timedelta64(every * 60, "s"),
-            lat=("lat", [34.0, 34.5], {"units": "degrees_north"}),
-            lon=("lon", [126.0, 126.5, 127.0], {"units": "degrees_east"}),
-        ),
-    )
-    path.mkdir(exist_ok=True)
-    ds.to_netcdf(path / "rain.nc")
-    return lambda hours=1.0: read_qpe(
-        path / "rain.nc", Radar(("rain",), **radar) if radar else None, hours
-    )
-
-
-@pytest.mark.parametrize(
-    "units, every, hours, radar, rate",
-    [
-        ("mm per hour", 60, 1, {}, 6),
-        ("mm per hour", 5, 1, dict(minutes=5), 6),
-        ("kg m-2 per 1 h", 60, 1, {}, 6),
-        ("mm h-1", 60, 1, {}, 6),
-        ("mm", 60, 1, {}, 6),
-        ("mm per 5 min", 5, 1, {}, 72),
-        ("mm per 5 minutes", 5, 1, dict(minutes=5), 72),
-        ("mm per 60 min", 60, 1, {}, 6),
-        ("kg m-2 per 3 h", 180, 3, {}, 2),
-        ("mm per day", 1440, 24, {}, 0.25),
-        ("mm", 360, 6, dict(minutes=360), 1),
-        ("mm", 10, 1, dict(minutes=10), 36),
-    ],
-)
-def test_the_span_of_an_image(tmp_path, units, every, hours, radar, rate):
-    assert np.allclose(images(tmp_path, units, every, **radar)(hours)["rain"], rate)
-
-
-@pytest.mark.parametrize(
-    "units, every, radar, words",
-    [
-        ("mm per day", 1440, {}, "spans up to 1 h"),
-        ("kg m-2 per 3 h", 180, {}, "spans up to 1 h"),
-        ("mm", 360, {}, "one every 360 minutes; say Radar"),
-        ("mm", 10, {}, "one every 10 minutes"),
-        ("mm per 5 min", 5, dict(minutes=10), "10 .Radar., found 5"),
-        ("mm per fortnight", 60, {}, "units"),
-    ],
-)
-def test_the_span_of_an_image_is_not_guessed(tmp_path, units, every, radar, words):
-    with pytest.raises(DataError, match=words):
-        images(tmp_path, units, every, **radar)()
-
-
-def test_local_time(tmp_path):
-    utc, korea = (
-        images(tmp_path / str(h), "mm", minutes=60, offset=h)()["time"].values for h in (0.0, 9.0)
-    )
-    assert (utc - korea == np.timedelta64(9, "h")).all()
-
-
-def test_images_left_out_are_noted(tmp_path):
-    images(tmp_path, "mm per hour")
-    fields, noted = rain_fields(tmp_path / "rain.nc"), {}
-    assert (
-        windows(fields + fields[:1], refused=noted) == windows(fields)
-        and "overlap" in noted["rain.nc"]
-    )
-    images(
-        tmp_path / "half", "mm per 30 min", 60
-    )  # half of each hour again: not a double, a misunderstanding
-    with pytest.raises(DataError, match="overlap"):
-        windows(fields + rain_fields(tmp_path / "half/rain.nc"), refused={})
-
-
-def test_files_that_say_all_themselves_take_no_advice():
-    for name, kind in (
-        ("wrf-stage2-2005/stage2/ST2ml2005080710.Grb_G212", "GRIB"),
-        ("knmi-radar/RAD_NL25_RAP_5min_201008260000.h5", "KNMI"),
-    ):
-        file = find_real(name)
-        if file is None:
-            pytest.skip("no real files: set SSLPDL_DATA")
-        own = RADARS["stage" if kind == "GRIB" else "knmi"]
-        with pytest.raises(DataError, match=f"Radar for {kind}"):
-            rain_fields(file, Radar(own.names, minutes=10))
-        early, late = (
-            rain_fields(file, Radar(own.names, offset=9.0))[0].reference_time,
-            rain_fields(file, own)[0].reference_time,
-        )
-        assert late - early == np.timedelta64(9, "h")
+    samples = open_store(store)
+    assert samples.sizes["sample"] == 5
+    assert manifest(store)["refused"] == {}
+    rain, predicted = samples["rain"].values, samples["forecast"].values[:, RAIN]
+    known = np.isfinite(rain) & np.isfinite(predicted)
+    assert known.mean() > 0.8
+    c = count_events(predicted >= 0.1, rain >= 0.1, known)
+    hit_rate = c.hits / (c.hits + c.misses)
+    forecast_rate = (c.hits + c.false_alarms) / known.sum()
+    assert c.hits > 100 and hit_rate > forecast_rate  # better than chance

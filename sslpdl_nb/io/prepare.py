@@ -292,8 +292,8 @@ def _fingerprint(paths, options, samples) -> str:
     "A fingerprint of the question: files with their sizes and dates, options, and the samples."
     files = []
     for path in paths:
-        status = path.stat()
-        changes = (status.st_size, status.st_mtime_ns) if path.is_file() else ()
+        status = path.stat() if path.is_file() else None  # folders and what is not there
+        changes = (status.st_size, status.st_mtime_ns) if status else ()
         files.append((str(path), *changes))
     text = json.dumps([files, options, samples], default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
