@@ -34,7 +34,11 @@ def exceedance(
 def tune_probability_thresholds(
     probabilities: np.ndarray,  # (n, K, h, w), calibrated
 ) -> tuple:  # one probability threshold per edge
-    "The probability thresholds of the best expected CSI (Lipton et al. 2014, for F1)."
+    """The probability thresholds of the best expected CSI.
+
+    Expected CSI of t = sum(p >= t of p) / (number of p >= t + sum(p < t of p)). Source: Lipton et
+    al. 2014 (ECML), who do this for F1.
+    """
     best = []
     for p in np.moveaxis(exceedance(probabilities), 1, 0):
         p = np.sort(p.ravel().astype(np.float64))[::-1]
@@ -44,6 +48,7 @@ def tune_probability_thresholds(
     return tuple(best)
 
 
+# %% ../nbs/20_decide.ipynb #f9b2c5d8
 def decide(
     probabilities: np.ndarray,  # (n, K, h, w)
     probability_thresholds: tuple,  # one per edge, of `tune_probability_thresholds`
@@ -89,12 +94,16 @@ def _known_pixels(model, dataset, edges) -> tuple:
     return logs[known], torch.from_numpy(np.digitize(rain, edges))[known]
 
 
+# %% ../nbs/20_decide.ipynb #c6f3a7e2
 def calibrate(
     model: nn.Module,  # its last layer is changed
     dataset: Dataset,  # validation days, items with "x" and "rain"
     edges: tuple,  # class edges, mm/h
 ) -> dict:  # scale a, shift b of each class, loss before and after (nats)
-    "Scale and shift the logits so that probabilities agree with observed frequencies."
+    """Scale and shift the logits so that probabilities agree with observed frequencies.
+
+    Source: temperature scaling of Guo et al. 2017 (ICML), with a shift for each class.
+    """
     logs, classes = _known_pixels(model, dataset, edges)
     a = torch.ones(1, requires_grad=True)
     b = torch.zeros(len(edges) + 1, requires_grad=True)

@@ -54,7 +54,7 @@ __all__ = [
 # %% ../nbs/21_finetune.ipynb #5c3149c9
 def rain_model(
     config: Config,
-) -> nn.Module:  # (b, 16, h, w) -> (b, classes, h, w) logits
+) -> nn.Module:  # (b, v, h, w) -> (b, classes, h, w) logits
     "Embedding, encoder and a decoder for the rain classes."
     return MaskedModel(config, len(config.edges) + 1)
 
@@ -90,19 +90,22 @@ def transfer(
 
 # %% ../nbs/21_finetune.ipynb #8e49be91
 class Finetune:
-    "Class probabilities of the observed rain."
+    "The task of fine-tuning: class probabilities of the observed rain."
 
     def __init__(self, config: Config):
         self.config = config
 
     def _loss(self, logits: Tensor, rain: Tensor) -> Tensor:
+        "Weighted cross entropy with mixed labels."
         labels = mixed_labels(rain, self.config.edges, self.config.alpha, self.config.beta)
         return label_loss(logits, labels, ~rain.isnan(), self.config.class_weights)
 
     def loss(self, model, batch) -> Tensor:
+        "Loss of a batch; a part of the tokens is hidden from networks that can hide tokens."
         x, mask = batch["x"], None
         if isinstance(model, MaskedModel):
-            mask = random_mask(len(x), model.embed.n, self.config.finetune_mask_ratio).to(x.device)
+            mask = random_mask(len(x), model.embed.n, self.config.finetune_mask_ratio)
+            mask = mask.to(x.device)
         return self._loss(model(x, mask), batch["rain"])
 
     def scores(self, model, loader) -> dict:
@@ -176,6 +179,7 @@ def save_model(
     save_checkpoint(path, model, describe(config, splits, seed, kind) | more)
 
 
+# %% ../nbs/21_finetune.ipynb #a5d9c1f7
 def load_model(
     path,  # a file of `save_model`
 ) -> tuple[nn.Module, dict]:  # model in evaluation mode, meta
@@ -207,7 +211,7 @@ def load_model(
 
 # %% ../nbs/21_finetune.ipynb #833fc8e9
 def _groups(model, config: Config, kind: str, pretrained: bool) -> list:
-    "Parameter groups: the moved encoder learns at its own rate."
+    "Parameter groups: a pre-trained encoder learns at its own rate."
     decay, decoder_lr = config.finetune_weight_decay, config.decoder_lr
     if kind == "unet":
         return parameter_groups(model, decoder_lr, decay)

@@ -76,7 +76,10 @@ def count_events(
     valid=None,  # where to count, same shape; None = everywhere
     axis=None,  # axes to add up; None = all of them
 ) -> Contingency:
-    "The four counts of two fields of yes and no."
+    """The four counts of two fields of yes and no.
+
+    Raises DataError for NaN and for fields of different shape.
+    """
     for name, a in (("forecast", forecast), ("observed", observed)):
         if np.isnan(np.asarray(a, dtype=float)).any():
             expected = "yes or no everywhere; name unknown pixels in `valid`"
@@ -89,13 +92,17 @@ def count_events(
     return Contingency(*(int(c) if np.ndim(c) == 0 else c for c in counts))
 
 
+# %% ../nbs/19_verify.ipynb #d8a1f4c6
 def contingency(
     forecast,  # rain rate, any shape, mm/h; NaN = unknown
     observed,  # rain rate, same shape, mm/h; NaN = unknown
     threshold: float,  # mm/h; an event is rain >= threshold
     axis=None,  # axes to add up; None = all of them
 ) -> Contingency:
-    "The four counts at a threshold; pixels unknown on either side are not counted."
+    """The four counts at a threshold; pixels unknown on either side are not counted.
+
+    Raises DataError for fields of different shape.
+    """
     f, o = np.asarray(forecast), np.asarray(observed)
     if f.shape != o.shape:
         raise DataError(mismatch("verify: shape of the forecast", o.shape, f.shape))
@@ -106,9 +113,8 @@ def contingency(
 def _ratio(top, bottom):
     "A quotient, NaN where the denominator is zero."
     top, bottom = np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)
-    q = np.divide(
-        top, bottom, out=np.full(np.broadcast(top, bottom).shape, np.nan), where=bottom != 0
-    )
+    undefined = np.full(np.broadcast(top, bottom).shape, np.nan)
+    q = np.divide(top, bottom, out=undefined, where=bottom != 0)
     return float(q) if q.ndim == 0 else q
 
 
@@ -146,7 +152,8 @@ def f1(c: Contingency):
 # %% ../nbs/19_verify.ipynb #1a42a46f
 def ets(c: Contingency):
     "Equitable threat score (Gilbert skill score): CSI without random hits."
-    return _ratio(c.hits - _random_hits(c), c.hits + c.misses + c.false_alarms - _random_hits(c))
+    by_chance = _random_hits(c)
+    return _ratio(c.hits - by_chance, c.hits + c.misses + c.false_alarms - by_chance)
 
 
 def hss(c: Contingency):
@@ -178,19 +185,19 @@ def confusion(
     observed,  # same shape
     n_classes: int = 3,
 ) -> np.ndarray:  # (n_classes, n_classes) counts: row = observed, column = forecast
-    "Counts of each pair of classes; they add up."
+    "Counts of each pair of classes. Raises DataError for other shapes and larger classes."
     f, o = np.asarray(forecast, dtype=float), np.asarray(observed, dtype=float)
     if f.shape != o.shape:
         raise DataError(mismatch("verify: shape of the forecast classes", o.shape, f.shape))
     known = (f >= 0) & (o >= 0)  # False for NaN
     f, o = f[known].astype(int), o[known].astype(int)
     if max(f.max(initial=0), o.max(initial=0)) >= n_classes:
-        raise DataError(
-            mismatch("verify: largest class", n_classes - 1, int(max(f.max(), o.max())))
-        )
+        found = int(max(f.max(), o.max()))
+        raise DataError(mismatch("verify: largest class", n_classes - 1, found))
     return np.bincount(o * n_classes + f, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
+# %% ../nbs/19_verify.ipynb #c7e9a2d4
 def iou(
     table,  # (k, k) counts of `confusion`
 ) -> np.ndarray:  # (k,) intersection over union of each class; NaN for a class that never occurs
@@ -209,15 +216,14 @@ def miou(
 
 # %% ../nbs/19_verify.ipynb #6585304e
 def _probabilities(p, o):
-    "As arrays of the same shape, or what does not fit."
+    "Both as arrays. Raises DataError for different shapes and for values outside 0 to 1."
     p, o = np.asarray(p, dtype=float), np.asarray(o, dtype=float)
     if p.shape != o.shape:
         raise DataError(mismatch("verify: shape of the probabilities", o.shape, p.shape))
     low, high = np.nanmin(p, initial=0), np.nanmax(p, initial=0)
     if low < -1e-6 or high > 1 + 1e-6:
-        raise DataError(
-            mismatch("verify: probabilities", "values from 0 to 1", f"{low:g} to {high:g}")
-        )
+        found = f"{low:g} to {high:g}"
+        raise DataError(mismatch("verify: probabilities", "values from 0 to 1", found))
     return p, o
 
 
@@ -225,7 +231,10 @@ def brier(
     p,  # probability of the event, any shape; NaN = unknown
     o,  # 1 where it was observed, 0 elsewhere, same shape; NaN = unknown
 ) -> float:
-    "Brier score: mean squared difference of probability and outcome."
+    """Brier score: mean squared difference of probability and outcome.
+
+    Raises DataError for different shapes and for probabilities outside 0 to 1.
+    """
     p, o = _probabilities(p, o)
     error = (p - o) ** 2
     return float(np.nanmean(error)) if np.isfinite(error).any() else float("nan")
@@ -250,9 +259,8 @@ class Reliability:
         if not isinstance(other, Reliability):
             return NotImplemented
         if self.count.shape != other.count.shape:
-            raise DataError(
-                mismatch("Reliability: number of bins", self.count.size, other.count.size)
-            )
+            sizes = self.count.size, other.count.size
+            raise DataError(mismatch("Reliability: number of bins", *sizes))
         return Reliability(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
@@ -286,13 +294,15 @@ def reliability(
 # %% ../nbs/19_verify.ipynb #b1c63602
 def decompose(
     r: Reliability,
-) -> dict:  # brier, reliability, resolution, uncertainty, within: brier = rel - res + unc + within
-    "The Brier score and its parts; `within` is what the bins hide (0 if p is constant in each bin)."
+) -> dict:  # brier, reliability, resolution, uncertainty, within
+    """The Brier score and its parts: brier = reliability - resolution + uncertainty + within.
+
+    `within` is what the bins hide; it is 0 if p is constant in each bin. Source: Murphy 1973.
+    """
     n, filled = r.count.sum(), r.count > 0
     if n == 0:
-        return dict.fromkeys(
-            ("brier", "reliability", "resolution", "uncertainty", "within"), float("nan")
-        )
+        names = ("brier", "reliability", "resolution", "uncertainty", "within")
+        return dict.fromkeys(names, float("nan"))
     w, p, o = r.count[filled] / n, r.mean_probability[filled], r.frequency[filled]
     base = r.o_sum.sum() / n
     parts = dict(
@@ -308,8 +318,7 @@ def decompose(
 
 
 # %% ../nbs/19_verify.ipynb #06b3d0eb
-# evenly spaced in the logarithm of the odds p / (1 - p), so that 1 % and 2 % are as far apart as
-# 50 % and 67 %
+# Even steps in the logarithm of the odds p / (1 - p): from 1 to 2 % is as far as from 50 to 67 %.
 PROBABILITY_THRESHOLDS = np.round(1 / (1 + np.exp(-np.arange(-8, 8.05, 0.1))), 6)
 
 
@@ -329,6 +338,7 @@ def threshold_counts(
     return Contingency(hits, yes.size - hits, false_alarms, 0)
 
 
+# %% ../nbs/19_verify.ipynb #b4f7d1e8
 def best_probability_threshold(
     p,  # probability (or rain rate) of each case, any shape; NaN = unknown
     o,  # yes/no observed, same shape
@@ -349,19 +359,15 @@ def group_counts(
     counts: Contingency,  # of arrays (samples,)
     labels,  # (samples,) lead time, day, ...
 ) -> tuple:  # sorted different labels (g,), Contingency of arrays (g,)
-    "Add the counts of all samples that share a label."
+    "Add the counts of all samples that share a label. Raises DataError for too few labels."
     names, index = np.unique(np.asarray(labels), return_inverse=True)
     if index.size != np.size(counts.hits):
-        raise DataError(
-            mismatch("group_counts: number of labels", np.size(counts.hits), index.size)
-        )
+        expected = np.size(counts.hits)
+        raise DataError(mismatch("group_counts: number of labels", expected, index.size))
 
     def add(values):
-        return (
-            np.bincount(index.ravel(), weights=np.atleast_1d(values), minlength=names.size)
-            .round()
-            .astype(int)
-        )
+        sums = np.bincount(index.ravel(), weights=np.atleast_1d(values), minlength=names.size)
+        return sums.round().astype(int)
 
     return names, Contingency(*(add(getattr(counts, f.name)) for f in fields(counts)))
 

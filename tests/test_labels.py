@@ -80,7 +80,7 @@ def test_bad_edges(edges):
 @pytest.mark.parametrize(
     "kwargs", [dict(alpha=-0.1), dict(alpha=2.0), dict(beta=1.1), dict(beta=-1)]
 )
-def test_bad_shares(kwargs):
+def test_bad_fractions(kwargs):
     with pytest.raises(DataError):
         mixed_labels(torch.zeros(1, 1), **kwargs)
 
