@@ -49,7 +49,7 @@ def _tan(
     return np.tan(np.pi / 4 + latitude / 2)
 
 
-# %% ../../nbs/02_grids.ipynb #43df42c1
+# %% ../../nbs/02_grids.ipynb #4b21cb8a
 EARTH_RADIUS = 6371008.77  # m; the sphere used by the Korean 5 km grid
 
 
@@ -323,7 +323,7 @@ class _Points:
         return hash((self.shape, float(self.lon.ravel()[0]), float(self.lat.ravel()[-1])))
 
 
-# %% ../../nbs/02_grids.ipynb #3e9ad254
+# %% ../../nbs/02_grids.ipynb #a29e9d09
 class CurvilinearGrid(_Points):
     "Points in rows and columns that follow no map: longitude and latitude (y, x), degrees."
 
@@ -368,7 +368,7 @@ def crs_attributes(
     return attributes | {"proj4": grid.proj}
 
 
-# %% ../../nbs/02_grids.ipynb #5213d689
+# %% ../../nbs/02_grids.ipynb #a24467d6
 def cf_coordinates(
     grid,  # any of the grids of this lesson
 ) -> dict:  # coordinates y, x (if there is a map), latitude, longitude
