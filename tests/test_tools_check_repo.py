@@ -85,8 +85,10 @@ def test_floors_circles_and_wings(tmp_path):
     assert check.check_house(tmp_path, tower) == ["9 floors of imports, at most 8 expected"]
     many = {f"m{k}": set() for k in range(25)}
     assert "25 rooms" in check.check_house(tmp_path, many)[0]
-    wing = fine | {"train": {"io.grib"}}
-    assert "train belongs to the method" in check.check_house(tmp_path, wing)[0]
+    wing = fine | {"masking": {"io.grib"}}
+    assert "masking belongs to the method" in check.check_house(tmp_path, wing)[0]
+    tied = fine | {"verify": {"core", "store"}}
+    assert check.check_house(tmp_path, tied) == ["verify needs store; it may need only core"]
 
 
 def test_light_imports_are_really_tried():
