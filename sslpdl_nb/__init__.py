@@ -5,7 +5,7 @@ The entry points below are loaded when they are first used, so `import sslpdl_nb
     from sslpdl_nb import VARIABLES, Config, load_splits, pretrain, finetune, predict
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import sys
 from importlib import import_module
