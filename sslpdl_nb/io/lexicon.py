@@ -293,7 +293,7 @@ class RainSource:
     utc_offset: float = 0.0  # h to subtract from the times of the files to get UTC
 
 
-# %% ../../nbs/40_io_lexicon.ipynb #7294ee2d
+# %% ../../nbs/40_io_lexicon.ipynb #df4caab0
 RAIN_SOURCES = {
     "stage": RainSource(
         names=("tp",),
@@ -334,6 +334,7 @@ RAIN_SOURCES = {
 }
 
 
+# %% ../../nbs/40_io_lexicon.ipynb #27e5f6f7
 def the_rain_source(
     source,  # key of RAIN_SOURCES or a RainSource
 ) -> RainSource:

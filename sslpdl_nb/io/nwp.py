@@ -9,7 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 
 import numpy as np
 import xarray as xr
@@ -62,8 +62,8 @@ __all__ = [
     "Heights",
     "EstimatedTerrain",
     "FieldIndex",
+    "remembered",
     "from_file",
-    "levels_of",
     "find_derivation",
     "Step",
     "plan",
@@ -404,7 +404,7 @@ def _estimated_terrain(terrain) -> np.ndarray:
     return np.mean([derive.terrain_estimate(*c, pressure) for c in columns], 0)
 
 
-# %% ../../nbs/41_io_nwp.ipynb #fe69793e
+# %% ../../nbs/41_io_nwp.ipynb #12688721
 class FieldIndex:
     "The fields of one reference time, found by name, level and hours."
 
@@ -416,16 +416,13 @@ class FieldIndex:
         "Raises DataError if two fields contradict each other."
         self.source = source
         self.lead_times = sorted({f.end_step for f in fields})
+        self.answers = {}  # to questions that were asked before, see `remembered`
         self._fields = {}  # (name, level type, level, first hour, last hour) -> field
         self._periods = defaultdict(set)  # (name, level type, level) -> {(first, last hour)}
-        self._intervals = {}  # the same key -> what derive.rain_intervals says
         for f in fields:
             other = self._fields.setdefault((*f.key, f.start_step, f.end_step), f)
             if other is not f and not _same_values(other, f):
-                what = f"{f.file_name}: {f.name} {f.level_type} {f.level:g}"
-                hours = f"hours {f.start_step:g} to {f.end_step:g}"
-                found = f"another one in {other.file_name}"
-                raise DataError(mismatch(f"{what}, {hours}", "one field", found))
+                raise _contradiction(f, other)
             self._periods[f.key].add((f.start_step, f.end_step))
 
     def instantaneous(self, key, lead_time):
@@ -436,23 +433,51 @@ class FieldIndex:
         "The field of the hours from the first to the last, or None."
         return None if period is None else self._fields.get((*key, *period))
 
-    def rain_interval(self, key, lead_time):
-        "Which periods give the rain before a lead time, see derive.rain_intervals; or None."
-        if key not in self._intervals:
-            self._intervals[key] = derive.rain_intervals(self._periods.get(key, ()))
-        return self._intervals[key].get(lead_time)
+    def periods(self, key) -> set:
+        "The hours, first and last, of all fields of a name, level type and level."
+        return self._periods.get(key, set())
+
+    def levels(self, name, level_type, lead_time) -> list:
+        "The levels of all instantaneous fields of a name, the highest number first."
+        moment = (lead_time, lead_time)
+        keys = [key for key, periods in self._periods.items() if moment in periods]
+        return sorted({key[2] for key in keys if key[:2] == (name, level_type)}, reverse=True)
 
 
-# %% ../../nbs/41_io_nwp.ipynb #6c2a969d
+# %% ../../nbs/41_io_nwp.ipynb #03d16fdf
 def _same_values(one: Field, two: Field) -> bool:
     "Whether two fields of one key hold the same values; read only if they lie at other places."
     if one.file_id and one.file_id == two.file_id:
-        calls = [(f.read.args, f.read.keywords) for f in (one, two)]
-        if calls[0] == calls[1]:
+        places = [(f.read.args, f.read.keywords) for f in (one, two)]
+        if places[0] == places[1]:
             return True
     return np.array_equal(one.read(), two.read(), equal_nan=True)
 
 
+def _contradiction(f: Field, other: Field) -> DataError:
+    "Two fields of one key with different values."
+    what = f"{f.file_name}: {f.name} {f.level_type} {f.level:g}"
+    hours = f"hours {f.start_step:g} to {f.end_step:g}"
+    return DataError(mismatch(f"{what}, {hours}", "one field", f"another one in {other.file_name}"))
+
+
+# %% ../../nbs/41_io_nwp.ipynb #b2071bc0
+def remembered(
+    find: Callable,  # function of an index and further arguments
+) -> Callable:
+    "The same function, which answers each question about an index once."
+
+    @wraps(find)
+    def asked_once(index, *question):
+        key = (find.__name__, *question)
+        if key not in index.answers:
+            index.answers[key] = find(index, *question)
+        return index.answers[key]
+
+    return asked_once
+
+
+@remembered
 def from_file(
     index: FieldIndex,
     quantity: str,  # e.g. t850
@@ -467,20 +492,14 @@ def from_file(
     return None
 
 
-def levels_of(
-    index: FieldIndex,
-    quantity: str,  # e.g. t500
-    lead_time: float,  # h
-) -> list:  # hPa, decreasing
-    "All levels at which the name of a quantity is found."
-    preferred = next(iter(alternatives(index.source, quantity)), ())
-    kinds = {key[:2] for key in preferred[:1]}
-    at_time = [f for f in index._fields.values() if f.start_step == f.end_step == lead_time]
-    return sorted({f.level for f in at_time if f.key[:2] in kinds}, reverse=True)
+# %% ../../nbs/41_io_nwp.ipynb #65076166
+@remembered
+def _rain_intervals(index, key):
+    "Which periods give the rain before each lead time."
+    return derive.rain_intervals(index.periods(key))
 
 
-# %% ../../nbs/41_io_nwp.ipynb #08c1091e
-def _rain(index, level, lead_time):
+def _rain(index, lead_time):
     "Rain of the shortest period that ends at a lead time; an instantaneous rate if there is none."
     for parts in alternatives(index.source, "rain"):
         rain = _added(_rain_named(index, key, lead_time) for key in parts)
@@ -491,7 +510,7 @@ def _rain(index, level, lead_time):
 
 def _rain_named(index, key, lead_time):
     "Rain of one name, or None."
-    interval = index.rain_interval(key, lead_time)
+    interval = _rain_intervals(index, key).get(lead_time)
     if interval is not None:
         whole = index.of_period(key, interval.period)
         earlier = index.of_period(key, interval.earlier)
@@ -555,10 +574,12 @@ def _sea_level_pressure(index, level, lead_time):
     return Formula("reduced to sea level", derive.sea_level_pressure, tuple(terms))
 
 
-# %% ../../nbs/41_io_nwp.ipynb #a51dcba1
+# %% ../../nbs/41_io_nwp.ipynb #819aa1a5
+@remembered
 def _column(index, lead_time):
     "The column of a lead time, or None if it has too few levels or too large a gap."
-    levels = levels_of(index, "t500", lead_time)
+    key, *_ = next(iter(alternatives(index.source, "t500")), [("", "", 0.0)])
+    levels = index.levels(*key[:2], lead_time)
     if len(levels) < 5 or max(b / a for a, b in zip(levels[1:], levels)) > 2.1:
         return None
     t = [from_file(index, f"t{level:g}", lead_time) for level in levels]
@@ -580,20 +601,25 @@ def _height(index, level, lead_time):
 
 def _terrain(index, level, lead_time):
     "The height of the ground: written at another lead time, or estimated; or None."
-    for other in index.lead_times:
-        written = from_file(index, "orog", other)
-        if written is not None:
-            return written
+    written = [from_file(index, "orog", other) for other in index.lead_times]
+    return next((orog for orog in written if orog is not None), None) or _estimate(index)
+
+
+@remembered
+def _estimate(index):
+    "The terrain from surface pressures and columns of the first, a middle and the last time."
     pressures = [from_file(index, "sp", lead_time) for lead_time in index.lead_times]
     pressures = tuple(p for p in pressures if p is not None)
     columns = [_column(index, lead_time) for lead_time in index.lead_times]
     columns = [c for c in columns if c is not None]
-    first_middle_last = sorted({0, len(columns) // 2, len(columns) - 1}) if columns else []
-    columns = tuple(columns[k] for k in first_middle_last)
+    if columns:
+        columns = [columns[k] for k in sorted({0, len(columns) // 2, len(columns) - 1})]
+    columns = tuple(columns)
     return EstimatedTerrain(pressures, columns) if pressures else None
 
 
-# %% ../../nbs/41_io_nwp.ipynb #740530aa
+# %% ../../nbs/41_io_nwp.ipynb #7a200517
+@remembered
 def find_derivation(
     index: FieldIndex,
     quantity: str,  # e.g. rh850
@@ -604,7 +630,7 @@ def find_derivation(
     if name in ("u", "v"):
         return _wind(index, name, level, lead_time)
     if name == "rain":
-        return _rain(index, level, lead_time)
+        return _rain(index, lead_time)
     written = from_file(index, quantity, lead_time)
     ways = dict(rh=_humidity, slp=_sea_level_pressure, gh=_height, orog=_terrain)
     if written is not None or name not in ways:
