@@ -3,6 +3,7 @@ PYTHON ?= python3
 NAME   ?= sample
 PARAMS ?=
 LOCKED ?=
+LAB    ?=
 BIN    := .venv/bin
 DONE   := .venv/.installed
 LOCK   := requirements/tested-py311.txt
@@ -45,7 +46,7 @@ test: store
 	$(BIN)/python -m pytest -q tests
 
 lab: store
-	$(BIN)/jupyter lab --notebook-dir=nbs
+	$(BIN)/jupyter lab --notebook-dir=nbs $(LAB)
 
 notebooks: store
 	$(BIN)/python tools/run_notebooks.py --out runs/sample --fresh --in-place

@@ -360,7 +360,8 @@ def texts_of(cell) -> list[str]:
     texts = [cell.source]
     for output in cell.get("outputs", []):
         texts.append(str(output.get("text", "")))
-        texts.append(str(output.get("data", {}).get("text/plain", "")))
+        data = output.get("data", {})
+        texts += [str(data.get(kind, "")) for kind in ("text/plain", "text/html", "text/markdown")]
     return texts
 
 
