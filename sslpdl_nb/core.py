@@ -193,11 +193,7 @@ def _joint_rules(c):
 # %% ../nbs/01_core.ipynb #6f33da66
 @dataclass(frozen=True)
 class Config:
-    """Every number of the method that a study may change.
-
-    Raises DataError that names the field where a value is not what it should be, or does not fit
-    the others.
-    """
+    "Every number of the method that a study may change. Raises DataError where one does not fit."
 
     name: str = "small"
     # data

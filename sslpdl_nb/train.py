@@ -240,6 +240,14 @@ def _parts(model, optimizer, steps, warmup) -> dict:
     return dict(model=model, optimizer=optimizer, schedule=schedule, best=copy.deepcopy(model))
 
 
+def _batches_with_bar(loader, start: int, steps: int, progress: bool):
+    "Numbered batches from a step on, behind a progress bar."
+    loader.batch_sampler.start = start
+    numbered = zip(range(start, steps), loader)
+    hidden = None if progress else True  # None: shown in a terminal only
+    return tqdm(numbered, total=steps, initial=start, disable=hidden, ncols=80)
+
+
 def _describe_run(optimizer, steps, seed, about) -> dict:
     "What a training state must agree with."
     groups = optimizer.param_groups
@@ -268,8 +276,7 @@ def fit(
 ) -> list[dict]:  # one entry per evaluation: step, loss and the task's scores
     """Train a model on a task.
 
-    Raises DataError where the loss or the monitored score is not finite, CheckpointError for the
-    training state of something else.
+    Raises DataError where a score is not finite, CheckpointError for the state of another training.
     """
     optimizer = AdamW(groups, betas=betas)
     parts = _parts(model, optimizer, steps, warmup)
@@ -278,11 +285,9 @@ def fit(
     start, history = 0, []
     if state and Path(state).exists():
         start, history = load_state(state, parts, run)
-    train_loader.batch_sampler.start = start
-    losses, where = [], next(model.train().parameters()).device
-    hide = None if progress else True
-    numbered = zip(range(start, steps), train_loader)
-    bar = tqdm(numbered, total=steps, initial=start, disable=hide, ncols=80)
+    where = next(model.train().parameters()).device
+    losses = []
+    bar = _batches_with_bar(train_loader, start, steps, progress)
     for step, batch in bar:
         batch = to_device(batch, where)
         losses.append(train_step(model, task, batch, optimizer, clip_norm=clip_norm, step=step))
