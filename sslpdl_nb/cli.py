@@ -277,15 +277,25 @@ def _changes(words: list) -> dict:
     return changes
 
 
+def _check_type(name: str, value, example):
+    "Refuse a value of another type than the field has: a word that Python takes for true, say."
+    fits = isinstance(value, type(example))
+    if isinstance(example, float):
+        fits = isinstance(value, (int, float))
+    if isinstance(example, tuple) and fits:
+        fits = all(isinstance(v, (int, float)) for v in value)
+    if not fits:
+        raise DataError(mismatch(f"--set {name}", f"something like {example}", repr(value)))
+
+
 def _config(args, init: dict | None = None):
     "A preset, or the configuration of a pre-trained checkpoint, with the changes of --set."
-    changes = _changes(args.set)
-    try:
-        config = get_config(args.preset, **changes)
-        return config if init is None else config_from_json(json.dumps(init | changes))
-    except TypeError as error:  # a word where a number belongs
-        expected = "numbers where the configuration has numbers"
-        raise DataError(mismatch("--set", expected, " ".join(args.set))) from error
+    preset, changes = get_config(args.preset), _changes(args.set)
+    for name, value in changes.items():
+        if hasattr(preset, name):  # else get_config says which fields there are
+            _check_type(name, value, getattr(preset, name))
+    config = get_config(args.preset, **changes)
+    return config if init is None else config_from_json(json.dumps(init | changes))
 
 
 # %% ../nbs/44_cli.ipynb #75a3de73

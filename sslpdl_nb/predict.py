@@ -113,7 +113,7 @@ def _join(parts: list, names: str) -> xr.Dataset:
 # %% ../nbs/24_predict.ipynb #9c876e6b
 def _open_forecast(nwp, source) -> tuple:
     "A checked forecast and its name, from a dataset, a path or several paths."
-    from sslpdl_nb.io.nwp import check_nwp, open_nwp
+    from sslpdl_nb.io.nwp import check_nwp, is_our_form, open_nwp
 
     if isinstance(nwp, xr.Dataset):
         name = Path(nwp.encoding.get("source", "dataset")).name
@@ -122,11 +122,10 @@ def _open_forecast(nwp, source) -> tuple:
     if not paths:
         raise DataError(mismatch("forecast", "at least one file", "none"))
     names = ", ".join(Path(p).name for p in paths)
-    if len(paths) == 1:
-        return open_nwp(paths[0], source), names
-    if source is not None or not all(Path(p).suffix in (".nc", ".zarr") for p in paths):
-        return open_nwp(paths, source), names
-    return _join([open_nwp(p) for p in paths], names), names
+    several = source is None and len(paths) > 1
+    if several and all(is_our_form(p, VARIABLE_NAMES) for p in paths):
+        return _join([open_nwp(p) for p in paths], names), names
+    return open_nwp(paths, source), names
 
 
 def _forecast_samples(nwp, grid: LambertGrid, source) -> tuple:

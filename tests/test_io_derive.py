@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sslpdl_nb.core import GAS_DRY_AIR, DataError
 from sslpdl_nb.io import derive
@@ -28,6 +30,43 @@ def test_each_of_our_units_is_its_own():
 def test_ambiguous_and_unknown_units_are_refused(found, units):
     with pytest.raises(DataError, match="a.nc: units.*no units" if not found else "a.nc: units"):
         derive.unit_factor(found, units, "a.nc")
+
+
+@given(st.text(max_size=8))
+def test_any_unit_is_converted_or_refused(text):
+    field = xr.DataArray([1.0], attrs=dict(units=text))
+    try:
+        assert derive.to_units(field, "K", "a.nc").attrs["units"] == "K"
+    except DataError as error:
+        assert "a.nc: units" in str(error)
+
+
+@pytest.mark.parametrize(
+    "value, found, units, expected",
+    [
+        (1013.0, "hPa", "Pa", 101300),
+        (1.0, "kg m-2 s-1", "mm h-1", 3600),
+        (25.0, "degC", "K", 298.15),
+        (0.5, "1", "%", 50),
+        (10.0, "m s-1", "m s-1", 10),
+        (9806.65, "m**2 s**-2", "m", 1000),
+    ],
+)
+def test_known_conversions(value, found, units, expected):
+    field = xr.DataArray([value], attrs=dict(units=found))
+    assert float(derive.to_units(field, units, "a.nc")[0]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_factors_are_positive_and_offsets_are_not_negative():
+    for table in derive.UNITS.values():
+        for factor, offset in table.values():
+            assert np.isfinite(factor) and factor > 0 and offset >= 0
+
+
+def test_one_pixel_or_none():
+    assert derive.check_values(np.array([[5.0]]), "rain", "a")[0].shape == (1, 1)
+    with pytest.raises(DataError):
+        derive.check_values(np.zeros(0), "rain", "a")
 
 
 def test_attributes_survive_a_conversion():

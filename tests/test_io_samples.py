@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import threading
 
 import pytest
@@ -20,10 +21,11 @@ def test_real_files_are_found_only_by_the_environment_variable(tmp_path, monkeyp
     (tmp_path / "a.grib").touch()
     monkeypatch.setenv("SSLPDL_DATA", str(tmp_path))
     assert find_real("a.grib") == tmp_path / "a.grib" and find_real("b.grib") is None
-    for value in ("", None):
-        monkeypatch.setenv("SSLPDL_DATA", "") if value == "" else monkeypatch.delenv("SSLPDL_DATA")
-        monkeypatch.chdir(tmp_path)
-        assert find_real("a.grib") is None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSLPDL_DATA", "")
+    assert find_real("a.grib") is None
+    monkeypatch.delenv("SSLPDL_DATA")
+    assert find_real("a.grib") is None
 
 
 def test_a_sample_on_this_machine(tmp_path, monkeypatch, capsys):
@@ -44,6 +46,21 @@ def test_a_sample_on_this_machine(tmp_path, monkeypatch, capsys):
     with pytest.raises(DataError, match="one of"):
         fetch_sample("moon")
     assert fetch_or_skip("moon") is None and "SKIPPED" in capsys.readouterr().out
+
+
+def test_a_file_that_changes_is_checked_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLPDL_DATA", str(tmp_path))
+    files = {"a.grib": sha256(b"right")}
+    toy = Sample(folder=".", address=NOWHERE, licence="none", files=files)
+    monkeypatch.setitem(SAMPLES, "toy", toy)
+    for k, content in enumerate((b"wrong", b"right", b"wrong")):
+        (tmp_path / "a.grib").write_bytes(content)
+        os.utime(tmp_path / "a.grib", (10**9 + k, 10**9 + k))
+        if content == b"right":
+            assert fetch_sample("toy") == [tmp_path / "a.grib"]
+        else:
+            with pytest.raises(DataError, match=f"a.grib: sha256.*{sha256(content)}"):
+                fetch_sample("toy")
 
 
 def test_fetch_from_a_server_with_the_right_checksum(tmp_path, monkeypatch):
