@@ -240,7 +240,7 @@ def _one_sample(job, step, images) -> tuple:
     rain = _regridder(images[0].grid, job.grid, job.rain_regridding)(rain)
     if not np.isfinite(rain).any():
         expected = "some observed pixels"
-        raise DataError(mismatch("rain of the hour", expected, "none on the target grid"))
+        raise DataError(mismatch("observed rain", expected, "none on the target grid"))
     return forecast, rain, clipped
 
 
@@ -311,6 +311,7 @@ def _carried_attributes(path) -> dict:
     return {k: v for k, v in attrs.items() if k not in ("Conventions", "title", "note")}
 
 
+# %% ../../nbs/43_io_prepare.ipynb #c80e2d75
 def _begin_store(out, grid, samples, *, paths, question, fresh):
     "Create the store, or go on with the one of the same question."
     options = {k: v if isinstance(v, (str, int, float)) else repr(v) for k, v in question.items()}
