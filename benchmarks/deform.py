@@ -1,9 +1,10 @@
-"""Time deformable convolution, its layer and the encoder on this machine; write benchmarks/results/<device>.json.
+"""Time deformable convolution, its layer and the encoder; write benchmarks/results/<device>.json.
 
-    python benchmarks/deform.py                 # the processor, or the graphics processor if there is one
+    python benchmarks/deform.py                 # the GPU if there is one, otherwise the CPU
     python benchmarks/deform.py --device cpu --threads 2 --repeats 15 --batch 4
 
-Every figure is a median of runs in turn, so that a busy moment of the machine hits all alike. Compare ratios, not machines.
+Every figure is a median of runs in turn, so that a busy moment of the machine affects all alike.
+Compare ratios, not machines.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ import torch.nn.functional as F
 from timm import create_model
 from timm.models.convnext import ConvNeXtBlock
 
-import sslpdl_nb.encoder
-from sslpdl_nb import deform as layer
+from sslpdl_nb.core import VARIABLES
+from sslpdl_nb.deform import (
+    deform_conv,
+    deform_conv_grid_sample,
+    deform_conv_reference,
+    random_inputs,
+)
+from sslpdl_nb.encoder import InternLayer
 from sslpdl_nb.kernels import backend
 from sslpdl_nb.kernels import gpu as cuda
-from sslpdl_nb.deform import deform_conv_grid_sample, deform_conv_reference, random_inputs
-from sslpdl_nb.encoder import InternLayer
 
-STAGES = [
-    (112, 64, 64, 4),
-    (56, 32, 128, 8),
-    (28, 16, 256, 16),
-    (14, 8, 512, 32),
-]  # h, w, channels, groups
-GEOMETRY = dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), scale=1.0)
-# Predicted before anything ran on a graphics processor: (forward, backward) microseconds, 32 images, float32, of an H200.
+# rows, columns, channels, groups
+STAGES = [(112, 64, 64, 4), (56, 32, 128, 8), (28, 16, 256, 16), (14, 8, 512, 32)]
+# Predicted before anything ran on a GPU, for 32 images of float32 on an H200:
+# channels -> (forward, backward), from and to, microseconds
 PREDICTED = {
     64: ((90, 150), (250, 400)),
     128: ((45, 75), (130, 200)),
@@ -51,39 +52,34 @@ PREDICTED = {
 
 
 def published(value, offset, mask, groups):
-    "The usual pure-PyTorch DCNv3: a padded field, a grid of all samples taps innermost, grid_sample, a weighted sum."
+    """The usual pure-PyTorch DCNv3.
+
+    A padded field, a grid of all samples with the taps innermost, grid_sample, a weighted sum.
+    """
     n, h, w, c = value.shape
     x = F.pad(value, (0, 0, 1, 1, 1, 1))
     hp, wp = h + 2, w + 2
-    rows, cols = torch.meshgrid(
-        torch.arange(1, h + 1, device=x.device) + 0.5,
-        torch.arange(1, w + 1, device=x.device) + 0.5,
-        indexing="ij",
-    )
+    row = torch.arange(1, h + 1, device=x.device) + 0.5
+    col = torch.arange(1, w + 1, device=x.device) + 0.5
+    rows, cols = torch.meshgrid(row, col, indexing="ij")
     base = torch.stack([cols.reshape(-1) / wp, rows.reshape(-1) / hp], -1).reshape(1, h, w, 1, 2)
     k = torch.arange(9, device=x.device)
-    taps = (
-        torch.stack([(k // 3 - 1) / wp, (k % 3 - 1) / hp], -1)
-        .reshape(9, 2)
-        .repeat(groups, 1)
-        .view(1, 1, 1, groups * 9, 2)
-    )
+    taps = torch.stack([(k // 3 - 1) / wp, (k % 3 - 1) / hp], -1).reshape(9, 2)
+    taps = taps.repeat(groups, 1).view(1, 1, 1, groups * 9, 2)
     size = torch.tensor([wp, hp], device=x.device).repeat(groups * 9).view(1, 1, 1, -1)
     grid = 2 * ((base + taps).repeat(n, 1, 1, 1, 1).flatten(3) + offset / size) - 1
     grid = grid.view(n, h * w, groups, 9, 2).transpose(1, 2).flatten(0, 1).to(x.dtype)
     fields = x.view(n, hp * wp, c).transpose(1, 2).reshape(n * groups, c // groups, hp, wp)
-    samples = F.grid_sample(
-        fields, grid, mode="bilinear", padding_mode="zeros", align_corners=False
-    )
+    how = dict(mode="bilinear", padding_mode="zeros", align_corners=False)
+    samples = F.grid_sample(fields, grid, **how)
     m = mask.view(n, h * w, groups, 9).transpose(1, 2).reshape(n * groups, 1, h * w, 9)
     return (samples * m).sum(-1).view(n, c, h * w).transpose(1, 2).reshape(n, h, w, c).contiguous()
 
 
-def inputs(n, h, w, c, groups, device, dtype, grad=False):
-    return [
-        t.to(device).requires_grad_(grad)
-        for t in random_inputs(n, h, w, c, groups=groups, spread=2.0, dtype=dtype)
-    ]
+def inputs(n, stage, device, dtype, grad=False):
+    h, w, c, groups = stage
+    tensors = random_inputs(n, h, w, c, groups=groups, offset_std=2.0, dtype=dtype)
+    return [t.to(device).requires_grad_(grad) for t in tensors]
 
 
 def medians(functions: dict, repeats: int, device) -> dict:
@@ -130,139 +126,119 @@ def implementations(groups, device) -> dict:
     ours = backend.choose(device.type, torch.float32, 16, (3, 3))
     found = {
         "published": lambda *t: published(*t, groups),
-        "grid_sample": lambda *t: deform_conv_grid_sample(*t, groups, *GEOMETRY.values()),
+        "grid_sample": lambda *t: deform_conv_grid_sample(*t, groups=groups),
     }
     if ours in backend.COMPILED:
-        found[ours] = lambda *t: layer.deform_conv(*t, groups=groups)
+        found[ours] = lambda *t: deform_conv(*t, groups=groups)
     return found
 
 
+def compile_as_cpp(words: dict):
+    "The simple CUDA kernel compiled as C++."
+    shim = Path(__file__).parent.parent / "tests" / "shim"
+    fast = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
+    options = ["-std=c++17", "-O3", "-march=native", *fast, "-fopenmp", "-shared", "-fPIC", "-w"]
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "source.cu", Path(folder) / "deform.so"
+        source.write_text(cuda.SOURCE)
+        defines = [f"-D{k}={v}" for k, v in words.items()] + [f'-DSOURCE_FILE="{source}"']
+        command = ["g++", *options, f"-I{shim}", *defines, str(shim / "launch.cpp")]
+        subprocess.run([*command, "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library)).run_deform_forward
+
+
 def as_cpp(groups, c) -> dict:
-    "The simple CUDA kernel compiled as C++, where there is a g++; one lane a group, images in parallel."
-    compiler, shim = shutil.which("g++"), Path(__file__).parent.parent / "tests" / "shim"
-    if not compiler:
+    "The same as an implementation, where there is a g++; one lane a group, images in parallel."
+    if not shutil.which("g++"):
         return {}
     words = cuda.plan(torch.float32, c // groups, (3, 3)) | {"DCN_VEC": c // groups, "DCN_RED4": 0}
-    folder = Path(tempfile.mkdtemp())
-    (folder / "source.cu").write_text(cuda.SOURCE)
-    options = [
-        "-std=c++17",
-        "-O3",
-        "-march=native",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-fno-signed-zeros",
-        "-fassociative-math",
-        "-fopenmp",
-        "-shared",
-        "-fPIC",
-        "-w",
-    ]
-    subprocess.run(
-        [
-            compiler,
-            *options,
-            f"-I{shim}",
-            *(f"-D{k}={v}" for k, v in words.items()),
-            f'-DSOURCE_FILE="{folder / "source.cu"}"',
-            str(shim / "launch.cpp"),
-            "-o",
-            str(folder / "deform.so"),
-        ],
-        check=True,
-    )
-    function = ctypes.CDLL(str(folder / "deform.so")).run_deform_forward
-    shutil.rmtree(folder)
+    function = compile_as_cpp(words)
 
     def forward(value, offset, mask):
         (n, h, w, _), out = value.shape, torch.empty_like(value)
+        grid = (-(-h * w * groups // 256), n, 1, 256)
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (value, offset, mask, out)]
         sizes = (h, w, h, w, groups, 1, 1, 1, 1, 1, 1)
-        function(
-            -(-h * w * groups // 256),
-            n,
-            1,
-            256,
-            *(ctypes.c_void_p(t.data_ptr()) for t in (value, offset, mask, out)),
-            *sizes,
-            ctypes.c_float(1.0),
-        )
+        function(*grid, *pointers, *sizes, ctypes.c_float(1.0))
         return out
 
     return {"cpp": forward}
 
 
+def times(args, device, stage, dtype) -> dict:
+    "Milliseconds of every implementation at one stage."
+    *_, c, groups = stage
+    tensors = inputs(args.batch, stage, device, dtype)
+    leaves = inputs(args.batch, stage, device, dtype, grad=True)
+    found = implementations(groups, device)
+    functions = {f"{name} forward": without(f, *tensors) for name, f in found.items()}
+    functions |= {f"{name} both": both_ways(f, *leaves) for name, f in found.items()}
+    ms = medians(functions, args.repeats, device)
+    if device.type == "cpu":  # apart: the reference empties all caches
+
+        def reference(*t):
+            return deform_conv_reference(*t, groups=groups)
+
+        apart = {"reference": reference, **as_cpp(groups, c)}
+        functions = {f"{name} forward": without(f, *tensors) for name, f in apart.items()}
+        ms |= medians(functions, 3, device)
+        ms |= medians({"reference both": both_ways(reference, *leaves)}, 3, device)
+    return ms
+
+
 def operation(args, device, speed) -> list:
     "One row for each stage and type of number."
     rows = []
-    dtypes = (
-        [torch.float32] if device.type == "cpu" else [torch.float32, torch.float16, torch.bfloat16]
-    )
+    dtypes = [torch.float32]
+    if device.type == "cuda":
+        dtypes += [torch.float16, torch.bfloat16]
     for dtype in dtypes:
-        for h, w, c, groups in STAGES:
-            tensors, leaves = (
-                inputs(args.batch, h, w, c, groups, device, dtype, grad) for grad in (False, True)
-            )
-            found = implementations(groups, device)
-            ms = medians(
-                {f"{name} forward": without(f, *tensors) for name, f in found.items()}
-                | {f"{name} both": both_ways(f, *leaves) for name, f in found.items()},
-                args.repeats,
-                device,
-            )
-            if device.type == "cpu":  # apart: the reference empties all caches
-                apart = {
-                    "reference": lambda *t, g=groups: deform_conv_reference(*t, groups=g)
-                } | as_cpp(groups, c)
-                ms |= medians(
-                    {f"{name} forward": without(f, *tensors) for name, f in apart.items()},
-                    3,
-                    device,
-                )
-                ms |= medians({"reference both": both_ways(apart["reference"], *leaves)}, 3, device)
-            once = sum(t.nbytes for t in tensors) + tensors[0].nbytes  # forward: everything once
-            again = (
-                2 * sum(t.nbytes for t in tensors) + tensors[0].nbytes
-            )  # backward: read all, write gradients
-            flops = 2 * 36 * tensors[0].numel()
-            rows.append(
-                dict(
-                    h=h,
-                    w=w,
-                    c=c,
-                    groups=groups,
-                    dtype=str(dtype)[6:],
-                    bytes_forward=once,
-                    bytes_both=once + again,
-                    flops_forward=flops,
-                    limit_forward_ms=once / speed / 1e6,
-                    limit_both_ms=(once + again) / speed / 1e6,
-                    ms=ms,
-                )
-            )
-            show(rows[-1], args, device)
+        for stage in STAGES:
+            row = dict(zip(("h", "w", "c", "groups"), stage), dtype=str(dtype)[6:])
+            tensors = inputs(args.batch, stage, device, dtype)
+            value, every = tensors[0], sum(t.nbytes for t in tensors)
+            once = every + value.nbytes  # forward: everything once
+            again = 2 * every + value.nbytes  # backward: read all, write the gradients
+            row |= dict(bytes_forward=once, bytes_both=once + again)
+            row |= dict(flops_forward=2 * 36 * value.numel())
+            row |= dict(limit_forward_ms=once / speed / 1e6)
+            row |= dict(limit_both_ms=(once + again) / speed / 1e6)
+            row["ms"] = times(args, device, stage, dtype)
+            rows.append(row)
+            show(row, args, device)
     return rows
 
 
 def show(row, args, device):
-    print(
-        f"\n{args.batch} x {row['h']} x {row['w']} x {row['c']}, {row['groups']} groups, {row['dtype']}; "
-        f"limit {row['limit_forward_ms']:.3f} / {row['limit_both_ms']:.3f} ms"
-    )
-    for name in dict.fromkeys(n.split()[0] for n in row["ms"]):
-        f, b = row["ms"][f"{name} forward"], row["ms"].get(f"{name} both", float("nan"))
-        print(
-            f"  {name:12} {f:9.3f} / {b:9.3f} ms   {row['bytes_forward'] / f / 1e6:6.1f} GB/s   {f / row['limit_forward_ms']:5.1f} / {b / row['limit_both_ms']:5.1f} x limit   "
-            f"{row['ms']['published forward'] / f:5.1f} / {row['ms']['published both'] / b:5.1f} x faster than published"
-        )
+    limit, both_limit, ms = row["limit_forward_ms"], row["limit_both_ms"], row["ms"]
+    size = f"{args.batch} x {row['h']} x {row['w']} x {row['c']}, {row['groups']} groups"
+    print(f"\n{size}, {row['dtype']}; limit {limit:.3f} / {both_limit:.3f} ms")
+    for name in dict.fromkeys(n.split()[0] for n in ms):
+        f, b = ms[f"{name} forward"], ms.get(f"{name} both", float("nan"))
+        print(f"  {name:12} {f:9.3f} / {b:9.3f} ms", end="   ")
+        print(f"{row['bytes_forward'] / f / 1e6:6.1f} GB/s", end="   ")
+        print(f"{f / limit:5.1f} / {b / both_limit:5.1f} x limit", end="   ")
+        faster, both_faster = ms["published forward"] / f, ms["published both"] / b
+        print(f"{faster:5.1f} / {both_faster:5.1f} x faster than published")
         if device.type == "cuda" and name == "cuda" and row["dtype"] == "float32":
             (a, z), (p, q) = PREDICTED[row["c"]]
-            print(
-                f"  {'':12} predicted for 32 images on an H200: forward {a}-{z}, backward {p}-{q} us; measured {1e3 * f:.0f}, {1e3 * (b - f):.0f} us for {args.batch}"
-            )
+            print(f"  {'':12} predicted for 32 images on an H200:", end=" ")
+            print(f"forward {a}-{z}, backward {p}-{q} us;", end=" ")
+            print(f"measured {1e3 * f:.0f}, {1e3 * (b - f):.0f} us for {args.batch}")
+
+
+def training(model, x):
+    "A function that runs model forwards and backwards."
+
+    def go():
+        y = model(x)
+        y.backward(torch.ones_like(y))
+
+    return go
 
 
 def layers(args, device) -> list:
-    "A whole layer of InternImage beside a ConvNeXt block of the same width, forward and backward."
+    "A whole layer of InternImage beside a ConvNeXt block of the same width, both directions."
     rows = []
     for h, w, c, groups in STAGES:
         torch.manual_seed(0)
@@ -270,36 +246,21 @@ def layers(args, device) -> list:
         with torch.no_grad():
             for p in ours.dcn.parameters():
                 p.add_(0.02 * torch.randn_like(p))  # offsets that are not zero
-        x = torch.randn(args.batch, h, w, c, device=device, requires_grad=True)
-        last = (
-            x.detach()
-            .permute(0, 3, 1, 2)
-            .contiguous(memory_format=torch.channels_last)
-            .requires_grad_()
-        )
-        first = x.detach().permute(0, 3, 1, 2).contiguous().requires_grad_()
-
-        def train(model, t):
-            def go():
-                y = model(t)
-                y.backward(torch.ones_like(y))
-
-            return go
-
-        ms = medians(
-            {
-                "layer": train(ours, x),
-                "convnext": train(theirs, last),
-                "convnext channels first": train(theirs, first),
-            },
-            args.repeats,
-            device,
-        )
+        x = torch.randn(args.batch, h, w, c, device=device)
+        first = x.permute(0, 3, 1, 2).contiguous()
+        last = first.contiguous(memory_format=torch.channels_last)
+        functions = {
+            "layer": training(ours, x.requires_grad_()),
+            "convnext": training(theirs, last.requires_grad_()),
+            "convnext channels first": training(theirs, first.requires_grad_()),
+        }
+        ms = medians(functions, args.repeats, device)
         rows.append(dict(h=h, w=w, c=c, groups=groups, ms=ms))
-        print(
-            f"  {c:4} channels: layer {ms['layer']:7.2f} ms, ConvNeXt block {ms['convnext']:7.2f} (channels first {ms['convnext channels first']:7.2f}), "
-            f"ratio {ms['layer'] / ms['convnext']:.2f} ({ms['layer'] / ms['convnext channels first']:.2f})"
-        )
+        ratio = ms["layer"] / ms["convnext"]
+        print(f"  {c:4} channels: layer {ms['layer']:7.2f} ms,", end=" ")
+        print(f"ConvNeXt block {ms['convnext']:7.2f}, ratio {ratio:.2f};", end=" ")
+        ratio = ms["layer"] / ms["convnext channels first"]
+        print(f"channels first {ms['convnext channels first']:7.2f}, ratio {ratio:.2f}")
     return rows
 
 
@@ -307,54 +268,51 @@ def encoder(args, device) -> dict:
     "InternImage-T with stem stride 4 on fields of 224 x 128, forward and backward."
     torch.manual_seed(0)
     model = create_model("internimage_tiny", features_only=True, stem_stride=4).to(device)
-    x = torch.randn(2, 16, 224, 128, device=device)
+    x = torch.randn(2, len(VARIABLES), 224, 128, device=device)
 
     def train():
         model.zero_grad()
         sum(f.square().mean() for f in model(x)).backward()
 
-    ms = medians({"forward": without(model, x), "both": train}, max(3, args.repeats // 4), device)
-    print(
-        f"InternImage-T, 2 x 16 x 224 x 128, stem stride 4: forward {ms['forward']:.0f} ms, forward and backward {ms['both']:.0f} ms"
-    )
+    functions = {"forward": without(model, x), "both": train}
+    ms = medians(functions, max(3, args.repeats // 4), device)
+    print(f"InternImage-T, {tuple(x.shape)}, stem stride 4:", end=" ")
+    print(f"forward {ms['forward']:.0f} ms, forward and backward {ms['both']:.0f} ms")
     return ms
 
 
+FIRST_CALL = """
+import time, torch
+from sslpdl_nb.deform import deform_conv
+
+value = torch.randn(1, 4, 4, 16, requires_grad=True)
+offset, mask = torch.zeros(1, 4, 4, 18), torch.ones(1, 4, 4, 9)
+start = time.perf_counter()
+deform_conv(value, offset, mask, groups=1).sum().backward()
+print(time.perf_counter() - start)
+"""
+
+
 def first_call() -> dict:
-    "Seconds of the first call of the compiled kernels in a new process: nothing kept, and from the disk."
-    code = (
-        "import time, torch; from sslpdl_nb.deform import deform_conv; v, o, m = torch.randn(1, 4, 4, 16, requires_grad=True), torch.zeros(1, 4, 4, 18), torch.ones(1, 4, 4, 9);"
-        "t = time.perf_counter(); deform_conv(v, o, m, groups=1).sum().backward(); print(time.perf_counter() - t)"
-    )
+    "Seconds of the first call of the compiled kernels: with nothing kept, and from the disk."
+    seconds = []
     with tempfile.TemporaryDirectory() as folder:
-        seconds = [
-            float(
-                subprocess.run(
-                    [sys.executable, "-c", code],
-                    env=os.environ | {"NUMBA_CACHE_DIR": folder},
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                ).stdout
-            )
-            for _ in range(2)
-        ]
+        options = dict(env=os.environ | {"NUMBA_CACHE_DIR": folder}, check=True, text=True)
+        for _ in range(2):
+            command = [sys.executable, "-c", FIRST_CALL]
+            done = subprocess.run(command, capture_output=True, **options)
+            seconds.append(float(done.stdout))
     print(f"first call {seconds[0]:.1f} s, from the disk {seconds[1]:.2f} s")
     return dict(zip(("first_call_s", "from_disk_s"), seconds))
 
 
-def processor() -> str:
+def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def main():
@@ -362,9 +320,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--batch", type=int, help="images; default 4 on the processor, 32 on a graphics processor"
-    )
+    parser.add_argument("--batch", type=int, help="images; default 4 on a CPU, 32 on a GPU")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -373,7 +329,7 @@ def main():
     args.batch = args.batch or (32 if device.type == "cuda" else 4)
     torch.set_num_threads(args.threads)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    hardware = name if device.type == "cuda" else f"{processor()}, {args.threads} threads"
+    hardware = name if device.type == "cuda" else f"{cpu_name()}, {args.threads} threads"
     speed = copy_speed(device)
     print(f"{hardware}; torch {torch.__version__}; copy {speed:.0f} GB/s")
     result = dict(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from sslpdl_nb.core import DataError, mismatch
 # %% auto #0
 __all__ = [
     "taps",
+    "Geometry",
     "out_size",
     "sample_points",
     "deform_conv_reference",
@@ -43,15 +45,30 @@ def _pair(n):
     return (n, n) if isinstance(n, int) else (int(n[0]), int(n[1]))
 
 
+# %% ../nbs/12_deform.ipynb #21ac1494
+class Geometry(NamedTuple):
+    "The settings of a deformable convolution, each as (rows, columns), and the offset scale."
+
+    kernel_size: tuple = (3, 3)  # taps
+    stride: tuple = (1, 1)  # input pixels from one output pixel to the next
+    padding: tuple = (1, 1)  # rows and columns of zeros around the input
+    dilation: tuple = (1, 1)  # pixels between neighbouring taps
+    offset_scale: float = 1.0  # stretches taps and offsets
+
+    @classmethod
+    def of(cls, kernel_size=3, stride=1, padding=1, dilation=1, offset_scale=1.0) -> Geometry:
+        "The same from numbers or pairs."
+        pairs = [_pair(n) for n in (kernel_size, stride, padding, dilation)]
+        return cls(*pairs, float(offset_scale))
+
+
 # %% ../nbs/12_deform.ipynb #e8b69461
 def out_size(
     size: tuple,  # (rows, columns) of the input
-    kernel: tuple,  # this and the next three: (rows, columns)
-    stride: tuple,
-    padding: tuple,
-    dilation: tuple,
+    geometry: Geometry,
 ) -> tuple:  # (rows, columns) of the output
-    "How large the output of a convolution is."
+    "The size of the output: (n + 2 p - d (k - 1) - 1) // s + 1 along each side."
+    kernel, stride, padding, dilation, _ = geometry
     return tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(size, kernel, stride, padding, dilation)
@@ -63,25 +80,18 @@ def sample_points(
     offset: Tensor,  # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
     *,
     groups: int,
-    kernel_size=3,  # this and the next three: a number or (rows, columns)
-    stride=1,
-    padding=1,
-    dilation=1,
-    offset_scale: float = 1.0,
+    **geometry,  # as in `Geometry.of`
 ) -> tuple:  # x, y: (n, ho, wo, groups, k) columns and rows, pixels
     "Where each tap of each output pixel reads."
-    kernel, (sh, sw), (ph, pw), dilation = map(_pair, (kernel_size, stride, padding, dilation))
+    kernel, (sh, sw), (ph, pw), dilation, scale = Geometry.of(**geometry)
     tap_x, tap_y = taps(kernel, dilation, offset.device)
     n, h, w, _ = offset.shape
     o = offset.reshape(n, h, w, groups, len(tap_x), 2)
-    j, i = (
-        torch.arange(w, device=offset.device).view(w, 1, 1),
-        torch.arange(h, device=offset.device).view(h, 1, 1, 1),
-    )
-    return (
-        j * sw - pw + dilation[1] * (kernel[1] - 1) // 2 + offset_scale * (tap_x + o[..., 0]),
-        i * sh - ph + dilation[0] * (kernel[0] - 1) // 2 + offset_scale * (tap_y + o[..., 1]),
-    )
+    j = torch.arange(w, device=offset.device).view(w, 1, 1)
+    i = torch.arange(h, device=offset.device).view(h, 1, 1, 1)
+    x = j * sw - pw + dilation[1] * (kernel[1] - 1) // 2 + scale * (tap_x + o[..., 0])
+    y = i * sh - ph + dilation[0] * (kernel[0] - 1) // 2 + scale * (tap_y + o[..., 1])
+    return x, y
 
 
 # %% ../nbs/12_deform.ipynb #3fe0ef74
@@ -91,28 +101,27 @@ def deform_conv_reference(
     mask: Tensor,  # (n, ho, wo, groups * k) weights of the taps, already normalised
     *,
     groups: int,  # channel groups with offsets of their own
-    **geometry,  # kernel_size, stride, padding, dilation, offset_scale of `sample_points`
+    **geometry,  # as in `Geometry.of`
 ) -> Tensor:  # (n, ho, wo, c)
-    "Deformable convolution as the formula says it: slow, exact, and the judge of all other versions."
+    """Deformable convolution as the formula says it (Wang et al. 2023, eq. 2), slow and exact.
+
+    All other versions are compared with this one.
+    """
     n, h, w, c = value.shape
     x, y = sample_points(offset, groups=groups, **geometry)
     x0, y0 = x.floor(), y.floor()
-    v = F.pad(
-        value.reshape(n, h * w, groups, c // groups), (0, 0, 0, 0, 0, 1)
-    )  # one more pixel of zeros, for all that lies outside
-    image, group = (
-        torch.arange(n, device=x.device).view(n, 1, 1, 1, 1),
-        torch.arange(groups, device=x.device).view(groups, 1),
-    )
+    pixels = value.reshape(n, h * w, groups, c // groups)
+    v = F.pad(pixels, (0, 0, 0, 0, 0, 1))  # one more pixel of zeros stands for all that is outside
+    image = torch.arange(n, device=x.device).view(n, 1, 1, 1, 1)
+    group = torch.arange(groups, device=x.device).view(groups, 1)
     m = mask.reshape(x.shape)
     out = 0
     for row, weight_y in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
         for col, weight_x in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
             inside = (row >= 0) & (row < h) & (col >= 0) & (col < w)
             at = torch.where(inside, row.long() * w + col.long(), h * w)
-            out = out + torch.einsum(
-                "...k,...kc->...c", m * weight_x * weight_y, v[image, at, group]
-            )
+            weight = m * weight_x * weight_y
+            out = out + torch.einsum("...k,...kc->...c", weight, v[image, at, group])
     return out.flatten(3)
 
 
@@ -124,65 +133,63 @@ def random_inputs(
     channels: int = 6,
     *,
     groups: int = 2,
-    spread: float = 1.7,  # of the offsets, pixels
+    offset_std: float = 1.7,  # standard deviation of the offsets, pixels
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
-    grad: bool = False,  # let them ask for gradients
-    **geometry,  # of `sample_points`
+    grad: bool = False,  # whether they ask for gradients
+    **geometry,  # as in `Geometry.of`
 ) -> list:  # value, offset, mask
     "Random value, offset and mask for a geometry, with no sample within 0.02 of a whole pixel."
     generator = torch.Generator().manual_seed(seed)
 
-    def make(*shape):
+    def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    kernel, stride, padding, dilation = (
-        _pair(geometry.get(name, usual))
-        for name, usual in (("kernel_size", 3), ("stride", 1), ("padding", 1), ("dilation", 1))
-    )
-    (ho, wo), k = out_size((h, w), kernel, stride, padding, dilation), kernel[0] * kernel[1]
-    offset = spread * make(n, ho, wo, groups * k * 2)
+    settings = Geometry.of(**geometry)
+    ho, wo = out_size((h, w), settings)
+    k = settings.kernel_size[0] * settings.kernel_size[1]
+    offset = offset_std * normal(n, ho, wo, groups * k * 2)
     points = torch.stack(sample_points(offset, groups=groups, **geometry), -1).flatten(3)
-    offset += 0.05 / geometry.get("offset_scale", 1.0) * ((points - points.round()).abs() < 0.02)
-    mask = make(n, ho, wo, groups, k).softmax(-1).flatten(3)
-    return [t.to(dtype).requires_grad_(grad) for t in (make(n, h, w, channels), offset, mask)]
+    offset += 0.05 / settings.offset_scale * ((points - points.round()).abs() < 0.02)
+    mask = normal(n, ho, wo, groups, k).softmax(-1).flatten(3)
+    value = normal(n, h, w, channels)
+    return [t.to(dtype).requires_grad_(grad) for t in (value, offset, mask)]
 
 
 # %% ../nbs/12_deform.ipynb #f47e8c26
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)
-def _regular(h, w, ho, wo, kernel, stride, padding, dilation, scale, dtype, device):
-    "Taps without offsets in grid_sample's coordinates, (k, ho, wo, 2), and the length of one pixel in them."
-    x, y = sample_points(
-        torch.zeros(1, ho, wo, 2 * kernel[0] * kernel[1], dtype=torch.float64, device=device),
-        groups=1,
-        kernel_size=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        offset_scale=scale,
-    )
+def _regular(size, out, geometry, dtype, device):
+    "Taps without offsets in coordinates of grid_sample, (k, ho, wo, 2), and the width of a pixel."
+    (h, w), (ho, wo) = size, out
+    taps = geometry.kernel_size[0] * geometry.kernel_size[1]
+    zero = torch.zeros(1, ho, wo, 2 * taps, dtype=torch.float64, device=device)
+    x, y = sample_points(zero, groups=1, **geometry._asdict())
     xy = torch.stack([(2 * x + 1) / w - 1, (2 * y + 1) / h - 1], -1)[0, :, :, 0]
-    return xy.permute(2, 0, 1, 3).to(dtype).contiguous(), torch.tensor(
-        [2 * scale / w, 2 * scale / h], dtype=dtype, device=device
-    )
+    scale = geometry.offset_scale
+    pixel = torch.tensor([2 * scale / w, 2 * scale / h], dtype=dtype, device=device)
+    return xy.permute(2, 0, 1, 3).to(dtype).contiguous(), pixel
 
 
 # %% ../nbs/12_deform.ipynb #ebd4abf5
-def deform_conv_grid_sample(value, offset, mask, groups, kernel, stride, padding, dilation, scale):
-    "The same in terms of grid_sample; all geometry as pairs."
-    (n, h, w, c), (_, ho, wo, _), k = value.shape, offset.shape, kernel[0] * kernel[1]
-    regular, pixel = _regular(
-        h, w, ho, wo, kernel, stride, padding, dilation, scale, value.dtype, value.device
-    )
+def deform_conv_grid_sample(
+    value: Tensor,  # (n, h, w, c) float32 or float64
+    offset: Tensor,  # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
+    mask: Tensor,  # (n, ho, wo, groups * k) weights of the taps, already normalised
+    *,
+    groups: int,  # channel groups with offsets of their own
+    **geometry,  # as in `Geometry.of`
+) -> Tensor:  # (n, ho, wo, c)
+    "Deformable convolution in terms of grid_sample: fast without compiled kernels of our own."
+    geometry = Geometry.of(**geometry)
+    (n, h, w, c), (ho, wo) = value.shape, offset.shape[1:3]
+    width, k = c // groups, geometry.kernel_size[0] * geometry.kernel_size[1]
+    regular, pixel = _regular((h, w), (ho, wo), geometry, value.dtype, value.device)
     o = offset.reshape(n, ho, wo, groups, k, 2).permute(0, 3, 4, 1, 2, 5)
     xy = torch.addcmul(regular, o, pixel).reshape(n * groups, k * ho, wo, 2)
-    v = (
-        value.reshape(n, h * w, groups, c // groups)
-        .permute(0, 2, 3, 1)
-        .reshape(n * groups, c // groups, h, w)
-    )
-    samples = F.grid_sample(v, xy, align_corners=False).view(n * groups, c // groups, k, ho * wo)
+    v = value.reshape(n, h * w, groups, width).permute(0, 2, 3, 1)
+    v = v.reshape(n * groups, width, h, w)
+    samples = F.grid_sample(v, xy, align_corners=False).view(n * groups, width, k, ho * wo)
     m = mask.reshape(n, ho * wo, groups, k).permute(0, 2, 3, 1).reshape(n * groups, 1, k, ho * wo)
     return (samples * m).sum(2).view(n, c, ho * wo).transpose(1, 2).reshape(n, ho, wo, c)
 
@@ -194,21 +201,29 @@ def _need(ok, what, expected, found):
         raise DataError(mismatch(f"deform_conv: {what}", expected, found))
 
 
-def _check(value, offset, mask, groups, geometry):
-    "Refuse what does not fit, naming it."
-    kernel, stride, padding, dilation = geometry
+def _check_geometry(value, groups, geometry):
+    "Refuse a field or settings that do not fit each other, naming them."
     shape = tuple(value.shape)
     expected = "(n, h, w, c) with h, w, c > 0"
     _need(value.ndim == 4 and min(shape[1:]) > 0, "shape of value", expected, shape)
     _need(value.is_floating_point(), "dtype of value", "a floating type", value.dtype)
-    n, h, w, c = shape
+    c = shape[3]
     _need(groups > 0 and c % groups == 0, "groups", f"a divisor of the {c} channels", groups)
+    kernel, stride, padding, dilation, _ = geometry
     positive = min(*kernel, *stride, *dilation) > 0 and min(padding) >= 0
     what = "kernel, stride, dilation > 0, padding >= 0"
     _need(positive, what, "that", (kernel, stride, dilation, padding))
-    ho, wo = out_size((h, w), *geometry)
-    _need(ho > 0 and wo > 0, "size of the output", "at least one row and column", (ho, wo))
-    k = kernel[0] * kernel[1]
+    size = out_size(shape[1:3], geometry)
+    _need(min(size) > 0, "size of the output", "at least one row and column", size)
+
+
+# %% ../nbs/12_deform.ipynb #c63dee6e
+def _check(value, offset, mask, groups, geometry):
+    "Refuse tensors that do not fit each other, naming them."
+    _check_geometry(value, groups, geometry)
+    n, h, w, c = value.shape
+    ho, wo = out_size((h, w), geometry)
+    k = geometry.kernel_size[0] * geometry.kernel_size[1]
     for name, t, per in (("offset", offset, 2 * k), ("mask", mask, k)):
         expected, found = (n, ho, wo, groups * per), tuple(t.shape)
         _need(found == expected, f"shape of {name}", expected, found)
@@ -241,13 +256,13 @@ def deform_conv(
     """
     from sslpdl_nb.kernels import backend
 
-    geometry = tuple(map(_pair, (kernel_size, stride, padding, dilation)))
+    geometry = Geometry.of(kernel_size, stride, padding, dilation, offset_scale)
     device = value.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device) if device == "cuda" else torch.float32
         value, offset, mask = value.to(dtype), offset.to(dtype), mask.to(dtype)
     _check(value, offset, mask, groups, geometry)
-    return backend.compute(value, offset, mask, groups, *geometry, float(offset_scale))
+    return backend.compute(value, offset, mask, groups, geometry)
 
 
 # %% ../nbs/12_deform.ipynb #ed39a704
@@ -267,7 +282,7 @@ def tap_softmax(
 
 # %% ../nbs/12_deform.ipynb #8ad25a5a
 class DeformConv(nn.Module):
-    "The DCNv3 layer: (n, h, w, c) in, (n, h, w, c) out."
+    "The DCNv3 layer: (n, h, w, c) in, (n, h, w, c) out. Raises DataError for uneven groups."
 
     def __init__(
         self,
@@ -280,8 +295,9 @@ class DeformConv(nn.Module):
         if channels % groups:
             expected = f"a divisor of the {channels} channels"
             raise DataError(mismatch("DeformConv: groups", expected, groups))
-        self.groups, self.kernel_size, self.offset_scale = groups, kernel_size, offset_scale
         k, half = kernel_size**2, kernel_size // 2
+        self.groups = groups
+        self.geometry = dict(kernel_size=kernel_size, padding=half, offset_scale=offset_scale)
         self.depthwise = nn.Conv2d(channels, channels, kernel_size, padding=half, groups=channels)
         self.norm, self.act = nn.LayerNorm(channels, eps=1e-6), nn.GELU()
         self.offset = nn.Linear(channels, groups * k * 2)
@@ -306,13 +322,5 @@ class DeformConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         offset, mask = self.offsets_and_mask(x)
-        y = deform_conv(
-            self.value(x),
-            offset,
-            mask,
-            groups=self.groups,
-            kernel_size=self.kernel_size,
-            padding=self.kernel_size // 2,
-            offset_scale=self.offset_scale,
-        )
+        y = deform_conv(self.value(x), offset, mask, groups=self.groups, **self.geometry)
         return self.out(y)

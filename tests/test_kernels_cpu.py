@@ -1,4 +1,4 @@
-"""The compiled kernels of the processor: threads, ownership, memory."""
+"""The compiled kernels on the CPU: threads, ownership, memory."""
 
 from __future__ import annotations
 
@@ -10,36 +10,28 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sslpdl_nb.kernels import cpu as kernels
-from sslpdl_nb.deform import random_inputs
+from sslpdl_nb.deform import Geometry, random_inputs
+from sslpdl_nb.kernels import cpu
 
-plain = dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), scale=1.0)
+plain = Geometry()
 
 
 def inputs(n=3, h=11, w=9, groups=4, width=16, dtype=torch.float32, seed=0):
-    value, offset, mask = random_inputs(
-        n, h, w, groups * width, groups=groups, spread=2.0, seed=seed, dtype=dtype
-    )
-    return (
-        value,
-        offset,
-        mask,
-        torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + 1)).to(dtype),
-    )
+    options = dict(groups=groups, offset_std=2.0, seed=seed, dtype=dtype)
+    value, offset, mask = random_inputs(n, h, w, groups * width, **options)
+    generator = torch.Generator().manual_seed(seed + 1)
+    return value, offset, mask, torch.randn(value.shape, generator=generator).to(dtype)
 
 
-def both(value, offset, mask, grad, groups=4, **geometry):
-    rest = plain | geometry
-    return [
-        kernels.forward(value, offset, mask, groups, **rest),
-        *kernels.backward(grad, value, offset, mask, groups, **rest),
-    ]
+def both(value, offset, mask, grad, groups=4):
+    out = cpu.forward(value, offset, mask, groups, plain)
+    return [out, *cpu.backward(grad, value, offset, mask, groups, plain)]
 
 
 @pytest.fixture
 def threads(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr(kernels, "GRAIN", 1)  # threads for small fields too
+    monkeypatch.setattr(cpu, "GRAIN", 1)  # threads for small fields too
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
@@ -62,18 +54,18 @@ def test_callers_in_many_threads():
 
 
 def test_only_the_wanted_direction_is_translated():
-    kernels.translated.cache_clear()
+    cpu.translated.cache_clear()
     value, offset, mask, grad = inputs(1, 3, 3, 1, 2)
-    kernels.forward(value, offset, mask, 1, **plain)
-    assert kernels.translated.cache_info().misses == 1
-    kernels.backward(grad, value, offset, mask, 1, **plain)
-    assert kernels.translated.cache_info().misses == 2
+    cpu.forward(value, offset, mask, 1, plain)
+    assert cpu.translated.cache_info().misses == 1
+    cpu.backward(grad, value, offset, mask, 1, plain)
+    assert cpu.translated.cache_info().misses == 2
 
 
 def test_plain_threads_do_the_same(threads, monkeypatch):
     threads(3)
     expected = both(*inputs())
-    monkeypatch.setattr(kernels, "_openmp", lambda: None)
+    monkeypatch.setattr(cpu, "_openmp", lambda: None)
     assert all(torch.equal(a, b) for a, b in zip(both(*inputs()), expected))
 
 
@@ -105,27 +97,26 @@ def test_nothing_outside_is_written(monkeypatch):
     )
     results = both(*tensors)
     for w, r in zip(whole, results, strict=True):
-        assert (
-            (w[:64] == 7).all()
-            and (w[-64:] == 7).all()
-            and r.isfinite().all()
-            and r.data_ptr() == w[64:].data_ptr()
-        )
+        assert r.data_ptr() == w[64:].data_ptr()
+        assert (w[:64] == 7).all()
+        assert (w[-64:] == 7).all()
+        assert r.isfinite().all()
     assert all(torch.equal(a, b) for a, b in zip(tensors, before))
 
 
 def test_read_only_folder_still_computes(tmp_path):
     "Without a place for the translated code it is translated again, and no error is raised."
-    code = (
-        "import torch; from sslpdl_nb.kernels import cpu as k; v = torch.ones(1, 3, 3, 2);"
-        "o = k.forward(v, torch.zeros(1, 3, 3, 18), torch.ones(1, 3, 3, 9), 1, (3, 3), (1, 1), (1, 1), (1, 1), 1.0); assert o[0, 1, 1, 0] == 9"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"NUMBA_CACHE_DIR": "/proc/none"},
-        capture_output=True,
-        text=True,
-    )
+    code = """
+import torch
+from sslpdl_nb.deform import Geometry
+from sslpdl_nb.kernels import cpu
+
+value, offset, mask = torch.ones(1, 3, 3, 2), torch.zeros(1, 3, 3, 18), torch.ones(1, 3, 3, 9)
+out = cpu.forward(value, offset, mask, 1, Geometry())
+assert out[0, 1, 1, 0] == 9
+"""
+    options = dict(env=os.environ | {"NUMBA_CACHE_DIR": "/proc/none"}, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, **options)
     assert done.returncode == 0, done.stderr
 
 

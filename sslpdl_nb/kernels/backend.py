@@ -15,21 +15,14 @@ import torch
 from torch import Tensor
 
 from sslpdl_nb.core import DataError, mismatch
-from sslpdl_nb.deform import deform_conv_grid_sample, deform_conv_reference
+from sslpdl_nb.deform import Geometry, deform_conv_grid_sample, deform_conv_reference
 
 # %% auto #0
-__all__ = ["compiled", "choose", "aggregate", "aggregate_backward", "compute"]
-
+__all__ = ["PLAIN", "COMPILED", "compiled", "choose", "aggregate", "aggregate_backward", "compute"]
 
 # %% ../../nbs/52_kernels_backend.ipynb #4d96ec53
-def _by_reference(value, offset, mask, groups, kernel, stride, padding, dilation, scale):
-    geometry = dict(kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
-    geometry |= dict(groups=groups, offset_scale=scale)
-    return deform_conv_reference(value, offset, mask, **geometry)
-
-
 # PyTorch differentiates these
-PLAIN = {"reference": _by_reference, "grid_sample": deform_conv_grid_sample}
+PLAIN = {"reference": deform_conv_reference, "grid_sample": deform_conv_grid_sample}
 # modules with forward, backward, problem
 COMPILED = {"numba": "sslpdl_nb.kernels.cpu", "cuda": "sslpdl_nb.kernels.gpu"}
 
@@ -54,6 +47,7 @@ def _problem(name, device, dtype, width, kernel) -> str:
     return module.problem(device, dtype, width, kernel)
 
 
+# %% ../../nbs/52_kernels_backend.ipynb #a6ed364b
 @torch.compiler.assume_constant_result
 def choose(
     device: str,  # cpu | cuda | ...
@@ -61,7 +55,7 @@ def choose(
     width: int,  # channels of a group
     kernel: tuple,  # (rows, columns)
 ) -> str:  # a key of PLAIN or COMPILED
-    "Which implementation computes this. Raises DataError if SSLPDL_DEFORM asks for another."
+    "Which implementation computes this. Raises DataError if SSLPDL_DEFORM names one that cannot."
     name = os.environ.get("SSLPDL_DEFORM", "auto")
     if name not in ("auto", *PLAIN, *COMPILED):
         expected = f"auto or one of {[*PLAIN, *COMPILED]}"
@@ -90,15 +84,10 @@ _ARGUMENTS = (
 )
 
 
-def _pairs(*lists):
-    return tuple(tuple(n) for n in lists)
-
-
 @torch.library.custom_op("sslpdl::deform_conv", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
 def aggregate(value, offset, mask, groups, kernel, stride, padding, dilation, scale, by):
-    return compiled(by).forward(
-        value, offset, mask, groups, *_pairs(kernel, stride, padding, dilation), scale
-    )
+    geometry = Geometry.of(kernel, stride, padding, dilation, scale)
+    return compiled(by).forward(value, offset, mask, groups, geometry)
 
 
 @torch.library.custom_op(
@@ -109,19 +98,20 @@ def aggregate(value, offset, mask, groups, kernel, stride, padding, dilation, sc
 def aggregate_backward(
     grad, value, offset, mask, groups, kernel, stride, padding, dilation, scale, by
 ):
-    return compiled(by).backward(
-        grad, value, offset, mask, groups, *_pairs(kernel, stride, padding, dilation), scale
-    )
+    geometry = Geometry.of(kernel, stride, padding, dilation, scale)
+    return compiled(by).backward(grad, value, offset, mask, groups, geometry)
 
 
+# %% ../../nbs/52_kernels_backend.ipynb #408f0e58
 @aggregate.register_fake
 def _(value, offset, mask, *rest):
     return value.new_empty(*offset.shape[:3], value.shape[3])
 
 
 @aggregate_backward.register_fake
-def _(grad, *tensors_and_rest):
-    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors_and_rest[:3])
+def _(grad, value, offset, mask, *rest):
+    tensors = (value, offset, mask)
+    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors)
 
 
 def _keep(ctx, inputs, output):
@@ -130,7 +120,8 @@ def _keep(ctx, inputs, output):
 
 
 def _gradient(ctx, grad):
-    return (*aggregate_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 7)
+    grads = aggregate_backward(grad, *ctx.saved_tensors, *ctx.rest)
+    return (*grads, *[None] * len(ctx.rest))
 
 
 aggregate.register_autograd(_gradient, setup_context=_keep)
@@ -142,24 +133,20 @@ def compute(
     offset: Tensor,  # (n, ho, wo, groups * k * 2), of the same type and device
     mask: Tensor,  # (n, ho, wo, groups * k)
     groups: int,
-    kernel: tuple,  # this and the next three: (rows, columns)
-    stride: tuple,
-    padding: tuple,
-    dilation: tuple,
-    scale: float,  # of taps and offsets
+    geometry: Geometry,
 ) -> Tensor:  # (n, ho, wo, c)
     "Deformable convolution by the implementation that fits; called by `deform.deform_conv`."
     device, dtype = value.device.type, value.dtype
-    geometry = groups, kernel, stride, padding, dilation, scale
     if dtype.itemsize == 2 and device != "cuda":
         value, offset, mask = value.float(), offset.float(), mask.float()
-    by = choose(device, value.dtype, value.shape[-1] // groups, kernel)
+    by = choose(device, value.dtype, value.shape[-1] // groups, geometry.kernel_size)
     if by in COMPILED:
-        return aggregate(value, offset, mask, *geometry, by).to(dtype)
+        return aggregate(value, offset, mask, groups, *geometry, by).to(dtype)
     no_autocast = nullcontext()
     if torch.amp.is_autocast_available(device):
         no_autocast = torch.autocast(device, enabled=False)
     with no_autocast:
         if dtype.itemsize == 2:
             value, offset, mask = value.float(), offset.float(), mask.float()
-        return PLAIN[by](value, offset, mask, *geometry).to(dtype)
+        out = PLAIN[by](value, offset, mask, groups=groups, **geometry._asdict())
+        return out.to(dtype)

@@ -9,29 +9,42 @@ import ctypes
 from functools import lru_cache
 from pathlib import Path
 from threading import Thread
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic, models, register_model
 from torch import Tensor
 
+from sslpdl_nb.deform import Geometry
+
 # %% auto #0
 __all__ = [
-    "STRICT",
+    "ADDRESSES",
+    "SIZES",
+    "CALL",
+    "SCRATCH",
+    "GRAIN",
     "zeros",
     "load",
     "store",
     "fma",
     "dots",
+    "Tensors",
+    "Regular",
+    "Field",
+    "Taps",
+    "scratch",
     "along",
     "nearest",
     "locate",
+    "gather",
     "forward_row",
-    "finish",
     "scatter_add",
-    "backward_run",
+    "gather_scatter",
+    "finish",
     "backward_image",
     "translated",
     "problem",
@@ -42,7 +55,7 @@ __all__ = [
 
 # %% ../../nbs/50_kernels_cpu.ipynb #e9e1caf5
 class Row(types.Type):
-    "n numbers, treated at once."
+    "n numbers that are treated together."
 
     def __init__(self, dtype, n):
         self.dtype, self.n = dtype, n
@@ -52,18 +65,18 @@ class Row(types.Type):
 @register_model(Row)
 class RowModel(models.PrimitiveModel):
     def __init__(self, manager, row):
-        super().__init__(
-            manager, row, ir.VectorType(manager.lookup(row.dtype).get_value_type(), row.n)
-        )
+        number = manager.lookup(row.dtype).get_value_type()
+        super().__init__(manager, row, ir.VectorType(number, row.n))
 
 
-def _lanes(build, x, y, which):
+def _shuffle(build, x, y, which):
     "A vector of the elements `which` of x followed by y."
     return build.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(which)), which))
 
 
-def _place(build, array, i, like):
-    return build.bitcast(build.gep(array, [i]), like.as_pointer())
+def _row_at(build, array, i, row_type):
+    "A pointer to the row that begins at array[i]."
+    return build.bitcast(build.gep(array, [i]), row_type.as_pointer())
 
 
 # %% ../../nbs/50_kernels_cpu.ipynb #6906f802
@@ -71,9 +84,11 @@ def _place(build, array, i, like):
 def zeros(typing, vector):
     "A row of zeros."
     row = Row(vector.dtype, len(vector))
-    return row(vector), lambda context, build, sig, args: ir.Constant(
-        context.get_value_type(row), None
-    )
+
+    def code(context, build, sig, args):
+        return ir.Constant(context.get_value_type(row), None)
+
+    return row(vector), code
 
 
 @intrinsic
@@ -82,10 +97,8 @@ def load(typing, array, start, vector):
     row = Row(vector.dtype, len(vector))
 
     def code(context, build, sig, args):
-        return build.load(
-            _place(build, args[0], args[1], context.get_value_type(row)),
-            align=vector.dtype.bitwidth // 8,
-        )
+        place = _row_at(build, args[0], args[1], context.get_value_type(row))
+        return build.load(place, align=vector.dtype.bitwidth // 8)
 
     return row(array, types.int64, vector), code
 
@@ -95,14 +108,14 @@ def store(typing, array, start, row):
     "array[start : start + len(row)] = row"
 
     def code(context, build, sig, args):
-        build.store(
-            args[2], _place(build, args[0], args[1], args[2].type), align=row.dtype.bitwidth // 8
-        )
+        place = _row_at(build, args[0], args[1], args[2].type)
+        build.store(args[2], place, align=row.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, row), code
 
 
+# %% ../../nbs/50_kernels_cpu.ipynb #959f7d09
 @intrinsic
 def fma(typing, total, number, row):
     "total + number * row"
@@ -110,10 +123,10 @@ def fma(typing, total, number, row):
     def code(context, build, sig, args):
         total_, number_, row_ = args
         empty, zero = ir.Constant(row_.type, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        everywhere = _lanes(build, build.insert_element(empty, number_, zero), empty, [0] * row.n)
-        return build.fadd(
-            total_, build.fmul(everywhere, row_, flags=["contract"]), flags=["contract"]
-        )
+        first = build.insert_element(empty, number_, zero)
+        everywhere = _shuffle(build, first, empty, [0] * row.n)
+        product = build.fmul(everywhere, row_, flags=["contract"])
+        return build.fadd(total_, product, flags=["contract"])
 
     return total(total, total.dtype, row), code
 
@@ -125,39 +138,31 @@ def dots(typing, g, a, b, c, d):
     four, n = Row(g.dtype, 4), max(4, 1 << (g.n - 1).bit_length())  # n: the next power of two
 
     def code(context, build, sig, args):
+        def fold(x, y, keep, step):
+            other = [i + step for i in keep]
+            return build.fadd(_shuffle(build, x, y, keep), _shuffle(build, x, y, other))
+
         rows = [build.fmul(args[0], row) for row in args[1:]]
         filled = [*range(g.n)] + [g.n] * (n - g.n)  # zeros behind the end
-        rows = [_lanes(build, row, ir.Constant(row.type, None), filled) for row in rows]
-
-        def fold(x, y, keep, step):
-            return build.fadd(
-                _lanes(build, x, y, keep), _lanes(build, x, y, [i + step for i in keep])
-            )
-
+        rows = [_shuffle(build, row, ir.Constant(row.type, None), filled) for row in rows]
         half = n // 2
-        ab, cd = (
-            fold(x, y, [*range(half), *range(n, n + half)], half) for x, y in (rows[:2], rows[2:])
-        )
+        both = [*range(half), *range(n, n + half)]
+        ab, cd = fold(*rows[:2], both, half), fold(*rows[2:], both, half)
         half //= 2
-        total = fold(
-            ab, cd, [i + j for i in (0, 2 * half, n, n + 2 * half) for j in range(half)], half
-        )
+        starts = (0, 2 * half, n, n + 2 * half)
+        total = fold(ab, cd, [i + j for i in starts for j in range(half)], half)
         while half > 1:
             half //= 2
-            total = fold(
-                total, total, [2 * half * i + j for i in range(4) for j in range(half)], half
-            )
+            keep = [2 * half * i + j for i in range(4) for j in range(half)]
+            total = fold(total, total, keep, half)
         return total
 
     return four(g, a, b, c, d), code
 
 
 # %% ../../nbs/50_kernels_cpu.ipynb #78fec495
-SCRATCH = 320  # taps that are located at a time; times some 20 numbers each = 25 kB
-GRAIN = 2**17  # channels times taps that are worth a thread of their own
-
-
 def _pointer(address, item):
+    "Code that reads a whole number as an address."
     return lambda context, build, sig, args: build.inttoptr(
         args[0], context.get_value_type(types.CPointer(item))
     )
@@ -165,77 +170,154 @@ def _pointer(address, item):
 
 @intrinsic
 def floats(typing, address, vector):
+    "A pointer to numbers of the type of vector."
     return types.CPointer(vector.dtype)(types.int64, vector), _pointer(address, vector.dtype)
 
 
 @intrinsic
 def ints(typing, address):
+    "A pointer to 32-bit whole numbers."
     return types.CPointer(types.int32)(types.int64), _pointer(address, types.int32)
 
 
-@intrinsic
-def table(typing, address):
-    def code(context, build, sig, args):
-        return build.bitcast(args[0], context.get_value_type(types.CPointer(types.int64)))
-
-    return types.CPointer(types.int64)(types.voidptr), code
-
-
-# %% ../../nbs/50_kernels_cpu.ipynb #bfab36e3
-def _scratch(item, n=SCRATCH):
-    def code(context, build, sig, args):
-        with build.goto_entry_block():
-            place = build.alloca(context.get_data_type(item), ir.Constant(ir.IntType(64), n))
-            place.align = 64
-        return place
-
-    return code
+# %% ../../nbs/50_kernels_cpu.ipynb #1b138108
+ADDRESSES = [
+    *("value", "offset", "mask", "out"),  # of the tensors
+    *("grad", "grad_value", "grad_offset", "grad_mask"),  # of their gradients, backward only
+    *("column", "tap_x", "tap_y", "channel", "constants"),  # of what is the same for every run
+    "counter",  # of the tasks that have been handed out
+]
+SIZES = [
+    *("tasks", "step"),  # how many there are, and how many a thread takes at a time
+    *("h", "w", "ho", "wo"),  # rows and columns of input and output
+    *("groups", "k"),  # and taps
+    *("pixels", "block"),  # of a run: pixels, and groups of each
+    *("stride_x", "stride_y", "top"),  # top: row that the kernel's centre reads for output row 0
+]
+CALL = np.dtype([(name, np.int64) for name in ADDRESSES + SIZES])
 
 
-@intrinsic
-def some_floats(typing, vector):
-    return types.CPointer(vector.dtype)(vector), _scratch(vector.dtype)
+# %% ../../nbs/50_kernels_cpu.ipynb #734ccd89
+class Tensors(NamedTuple):
+    "Pointers to the tensors of a call."
+
+    value: types.CPointer  # (n, h, w, c)
+    offset: types.CPointer  # (n, ho, wo, groups * k * 2)
+    mask: types.CPointer  # (n, ho, wo, groups * k)
+    out: types.CPointer  # (n, ho, wo, c)
+    grad: types.CPointer  # like out
+    grad_value: types.CPointer  # like value
+    grad_offset: types.CPointer  # like offset
+    grad_mask: types.CPointer  # like mask
 
 
-@intrinsic
-def many_floats(typing, vector):
-    return types.CPointer(vector.dtype)(vector), _scratch(vector.dtype, 4 * SCRATCH)
+class Regular(NamedTuple):
+    "What is the same for every run: pointers to one number per tap, and two constants."
+
+    column: types.CPointer  # of the tap's pixel, from that of the first pixel of the run
+    tap_x: types.CPointer  # of the tap itself, from its pixel
+    tap_y: types.CPointer
+    channel: types.CPointer  # the first one of the tap's group, int32
+    scale: float  # of the offsets
+    one: float  # the number 1 in the kernel's type
 
 
-@intrinsic
-def some_ints(typing):
-    return types.CPointer(types.int32)(), _scratch(types.int32)
+class Field(NamedTuple):
+    "What `locate` needs to know of the field."
+
+    h: float  # rows, in double precision
+    w: float  # columns
+    channels: int  # of a pixel, int32
+    zero: float  # in the kernel's type
+    one: float
 
 
-# %% ../../nbs/50_kernels_cpu.ipynb #978151fc
-@intrinsic
-def fetch_add(typing, counter, step):
-    "counter[0] before step is added to it, in one go for all threads."
-
-    def code(context, build, sig, args):
-        return build.atomic_rmw(
-            "add", build.inttoptr(args[0], ir.IntType(64).as_pointer()), args[1], "monotonic"
-        )
-
-    return types.int64(types.int64, types.int64), code
-
-
-# %% ../../nbs/50_kernels_cpu.ipynb #4b3ad11a
-STRICT = dict(
-    error_model="numpy"
-)  # no liberties with arithmetic: NaN stays NaN, same bits in every run
+# %% ../../nbs/50_kernels_cpu.ipynb #eef88cdb
+STRICT = dict(error_model="numpy")  # no liberties with arithmetic: NaN stays NaN
 
 
 @njit(forceinline=True, **STRICT)
-def along(p, size, zero, one):
-    "The pixel before p, the fraction, and 1 or 0 for: it is inside, the next is inside."
-    first = np.floor(p)
-    return (
-        first,
-        p - first,
-        one if (first >= zero) & (first < size) else zero,
-        one if (first >= -one) & (first < size - one) else zero,
+def tensors_of(call, vector):
+    return Tensors(
+        value=floats(call.value, vector),
+        offset=floats(call.offset, vector),
+        mask=floats(call.mask, vector),
+        out=floats(call.out, vector),
+        grad=floats(call.grad, vector),
+        grad_value=floats(call.grad_value, vector),
+        grad_offset=floats(call.grad_offset, vector),
+        grad_mask=floats(call.grad_mask, vector),
     )
+
+
+@njit(forceinline=True, **STRICT)
+def regular_of(call, vector):
+    constants = floats(call.constants, vector)
+    return Regular(
+        column=floats(call.column, vector),
+        tap_x=floats(call.tap_x, vector),
+        tap_y=floats(call.tap_y, vector),
+        channel=ints(call.channel),
+        scale=constants[0],
+        one=constants[1],
+    )
+
+
+@njit(forceinline=True, **STRICT)
+def field_of(call, regular, vector):
+    channels, one = np.int32(len(vector) * call.groups), regular.one
+    return Field(np.float64(call.h), np.float64(call.w), channels, one - one, one)
+
+
+# %% ../../nbs/50_kernels_cpu.ipynb #27d90852
+SCRATCH = 320  # taps that are located at a time; times some 20 numbers each = 25 kB
+GRAIN = 2**17  # channels times taps that are worth a thread of their own
+
+
+class Taps(NamedTuple):
+    "Pointers to scratch space for a run of located taps."
+
+    x: types.CPointer  # position, pixels
+    y: types.CPointer
+    w00: types.CPointer  # weights of the four neighbours: (row, column), next column, next row ...
+    w01: types.CPointer
+    w10: types.CPointer
+    w11: types.CPointer
+    products: types.CPointer  # four for each tap, backward only
+    p00: types.CPointer  # addresses of the neighbours in their image, int32; -1 = reads nothing
+    p01: types.CPointer
+    p10: types.CPointer
+    p11: types.CPointer
+
+
+@intrinsic
+def scratch(typing, vector):
+    "Scratch space of the function that calls this."
+    numbers, integers = types.CPointer(vector.dtype), types.CPointer(types.int32)
+    taps = types.NamedTuple([numbers] * 7 + [integers] * 4, Taps)
+
+    def code(context, build, sig, args):
+        pointers = []
+        for name, kind in zip(taps.fields, taps.types):
+            length = 4 * SCRATCH if name == "products" else SCRATCH
+            with build.goto_entry_block():
+                length = ir.Constant(ir.IntType(64), length)
+                pointers.append(build.alloca(context.get_data_type(kind.dtype), length))
+                pointers[-1].align = 64
+        return context.make_tuple(build, taps, pointers)
+
+    return taps(vector), code
+
+
+# %% ../../nbs/50_kernels_cpu.ipynb #4b3ad11a
+@njit(forceinline=True, **STRICT)
+def along(p, size, field):
+    "The pixel before p, the fraction, and 1 or 0 for: it is inside, the next is inside."
+    zero, one = field.zero, field.one
+    first = np.floor(p)
+    inside = one if (first >= zero) & (first < size) else zero
+    next_inside = one if (first >= -one) & (first < size - one) else zero
+    return first, p - first, inside, next_inside
 
 
 @njit(forceinline=True, **STRICT)
@@ -249,274 +331,155 @@ def nearest(first, size):
 
 # %% ../../nbs/50_kernels_cpu.ipynb #dc7c6dff
 @njit(forceinline=True, **STRICT)
-def locate(e, x, y, m, h, w, c, group, one, X, Y, wa, wb, wc, wd, oa, ob, oc, od):
-    "Weights and addresses of the four neighbours of (x, y), for tap e."
-    zero = one - one
-    x0, fx, left, right = along(x, w, zero, one)
-    y0, fy, top, bottom = along(y, h, zero, one)
-    X[e], Y[e] = x, y
-    hx, mx, hy, my = (one - fx) * left, fx * right, (one - fy) * top * m, fy * bottom * m
-    wa[e], wb[e], wc[e], wd[e] = hy * hx, hy * mx, my * hx, my * mx
-    xa, xb = nearest(x0, w)
-    ya, yb = nearest(y0, h)
-    width = np.int32(w)
-    outside = ((left + right) * (top + bottom) == zero) & (
-        fx + fy < one + one
-    )  # false where x or y is not finite
-    oa[e] = -1 if outside else (ya * width + xa) * c + group
-    ob[e], oc[e], od[e] = (
-        (ya * width + xb) * c + group,
-        (yb * width + xa) * c + group,
-        (yb * width + xb) * c + group,
-    )
+def locate(e, j, x, y, tensors, regular, field, taps):
+    "Weights and addresses of the four neighbours of tap e, which has the number j in the tensors."
+    one, m = field.one, tensors.mask[j]
+    scale, offset = regular.scale, tensors.offset
+    sx = (x + regular.column[e]) + (regular.tap_x[e] + scale * offset[2 * j])
+    sy = y + (regular.tap_y[e] + scale * offset[2 * j + 1])
+    x0, fx, left, right = along(sx, field.w, field)
+    y0, fy, top, bottom = along(sy, field.h, field)
+    taps.x[e], taps.y[e] = sx, sy
+    wx0, wx1 = (one - fx) * left, fx * right
+    wy0, wy1 = (one - fy) * top * m, fy * bottom * m
+    taps.w00[e], taps.w01[e] = wy0 * wx0, wy0 * wx1
+    taps.w10[e], taps.w11[e] = wy1 * wx0, wy1 * wx1
+    xa, xb = nearest(x0, field.w)
+    ya, yb = nearest(y0, field.h)
+    width, c, channel = np.int32(field.w), field.channels, regular.channel[e]
+    finite = fx + fy < one + one  # false for NaN
+    outside = ((left + right) * (top + bottom) == field.zero) & finite
+    taps.p00[e] = -1 if outside else (ya * width + xa) * c + channel
+    taps.p01[e] = (ya * width + xb) * c + channel
+    taps.p10[e] = (yb * width + xa) * c + channel
+    taps.p11[e] = (yb * width + xb) * c + channel
 
 
 # %% ../../nbs/50_kernels_cpu.ipynb #7fbf8b58
 @njit(forceinline=True, **STRICT)
-def forward_row(row, a, vector):
+def gather(first, units, k, start, tensors, taps, vector):
+    "Add up the k weighted samples of each unit, and store the result."
+    value = tensors.value
+    e = 0
+    for unit in range(first, first + units):
+        total = zeros(vector)
+        for _ in range(k):
+            if taps.p00[e] >= 0:
+                total = fma(total, taps.w00[e], load(value, start + taps.p00[e], vector))
+                total = fma(total, taps.w01[e], load(value, start + taps.p01[e], vector))
+                total = fma(total, taps.w10[e], load(value, start + taps.p10[e], vector))
+                total = fma(total, taps.w11[e], load(value, start + taps.p11[e], vector))
+            e += 1
+        store(tensors.out, unit * len(vector), total)
+
+
+# %% ../../nbs/50_kernels_cpu.ipynb #bb22ee69
+@njit(forceinline=True, **STRICT)
+def forward_row(row, call, vector):
     "One row of the output."
-    x, offset, mask, out, first, tx, ty, group = (
-        floats(a[0], vector),
-        floats(a[1], vector),
-        floats(a[2], vector),
-        floats(a[4], vector),
-        floats(a[7], vector),
-        floats(a[8], vector),
-        floats(a[25], vector),
-        ints(a[9]),
-    )
-    scale, one = floats(a[10], vector)[0], floats(a[10], vector)[1]
-    h, w, ho, wo, groups, k, pixels, block, sh, sw = (
-        a[15],
-        a[16],
-        a[17],
-        a[18],
-        a[19],
-        a[20],
-        a[21],
-        a[22],
-        a[23],
-        a[24],
-    )
-    X, Y, wa, wb, wc, wd = (
-        some_floats(vector),
-        some_floats(vector),
-        some_floats(vector),
-        some_floats(vector),
-        some_floats(vector),
-        some_floats(vector),
-    )
-    oa, ob, oc, od = some_ints(), some_ints(), some_ints(), some_ints()
-    n, width = len(vector), len(vector) * groups
-    image = row // ho
-    y0, hh, ww, c = (
-        one * np.int32((row - image * ho) * sh + a[26]),
-        one * np.int32(h),
-        one * np.int32(w),
-        np.int32(width),
-    )
+    tensors, regular = tensors_of(call, vector), regular_of(call, vector)
+    field, taps = field_of(call, regular, vector), scratch(vector)
+    wo, groups, k = call.wo, call.groups, call.k
+    pixels, block, stride_x = call.pixels, call.block, call.stride_x
+    image = row // call.ho
+    start = image * call.h * call.w * groups * len(vector)
+    y = np.float64((row - image * call.ho) * call.stride_y + call.top)
     for column in range(0, wo, pixels):
-        x0 = one * np.int32(column * sw)
-        for g0 in range(0, groups, block):
-            taps = min(pixels, wo - column) * min(block, groups - g0) * k
-            unit = (row * wo + column) * groups + g0
-            j = unit * k
-            for e in range(taps):
-                locate(
-                    e,
-                    (x0 + first[e]) + (tx[e] + scale * offset[2 * (j + e)]),
-                    y0 + (ty[e] + scale * offset[2 * (j + e) + 1]),
-                    mask[j + e],
-                    hh,
-                    ww,
-                    c,
-                    group[e],
-                    one,
-                    X,
-                    Y,
-                    wa,
-                    wb,
-                    wc,
-                    wd,
-                    oa,
-                    ob,
-                    oc,
-                    od,
-                )
-            base, e = image * h * w * width + g0 * n, 0
-            for u in range(unit, unit + taps // k):
-                total = zeros(vector)
-                for _ in range(k):
-                    if oa[e] >= 0:
-                        total = fma(
-                            fma(total, wa[e], load(x, base + oa[e], vector)),
-                            wb[e],
-                            load(x, base + ob[e], vector),
-                        )
-                        total = fma(
-                            fma(total, wc[e], load(x, base + oc[e], vector)),
-                            wd[e],
-                            load(x, base + od[e], vector),
-                        )
-                    e += 1
-                store(out, u * n, total)
+        x = np.float64(column * stride_x)
+        for group in range(0, groups, block):
+            unit = (row * wo + column) * groups + group
+            units = min(pixels, wo - column) * min(block, groups - group)
+            for e in range(units * k):
+                locate(e, unit * k + e, x, y, tensors, regular, field, taps)
+            gather(unit, units, k, start + group * len(vector), tensors, taps, vector)
 
 
 # %% ../../nbs/50_kernels_cpu.ipynb #b85f5ba5
 @njit(forceinline=True, **STRICT)
-def finish(j, e, s, x, y, m, h, w, scale, one, grad_offset, grad_mask):
-    "Gradients of offset and mask of tap e from the four products s."
-    zero = one - one
-    _, fx, left, right = along(x, w, zero, one)
-    _, fy, top, bottom = along(y, h, zero, one)
-    a, b, c, d = (
-        s[4 * e] * top * left,
-        s[4 * e + 1] * top * right,
-        s[4 * e + 2] * bottom * left,
-        s[4 * e + 3] * bottom * right,
-    )
-    hx, hy = one - fx, one - fy
-    grad_mask[j] = hy * (hx * a + fx * b) + fy * (hx * c + fx * d)
-    grad_offset[2 * j] = scale * m * (hy * (b - a) + fy * (d - c))
-    grad_offset[2 * j + 1] = scale * m * (hx * (c - a) + fx * (d - b))
+def scatter_add(array, p, weight, g, vector):
+    "array[p : p + width] += weight * g"
+    store(array, p, fma(load(array, p, vector), weight, g))
 
 
 @njit(forceinline=True, **STRICT)
-def scatter_add(p, weight, g, grad_value, vector):
-    store(grad_value, p, fma(load(grad_value, p, vector), weight, g))
+def gather_scatter(first, units, k, start, tensors, field, taps, vector):
+    "Add to the gradient of the field, and keep the products of rows."
+    value, grad_value = tensors.value, tensors.grad_value
+    e = 0
+    for unit in range(first, first + units):
+        g = load(tensors.grad, unit * len(vector), vector)
+        for _ in range(k):
+            if taps.p00[e] >= 0:
+                pa, pb = start + taps.p00[e], start + taps.p01[e]
+                pc, pd = start + taps.p10[e], start + taps.p11[e]
+                a, b = load(value, pa, vector), load(value, pb, vector)
+                c, d = load(value, pc, vector), load(value, pd, vector)
+                store(taps.products, 4 * e, dots(g, a, b, c, d))
+                scatter_add(grad_value, pa, taps.w00[e], g, vector)
+                scatter_add(grad_value, pb, taps.w01[e], g, vector)
+                scatter_add(grad_value, pc, taps.w10[e], g, vector)
+                scatter_add(grad_value, pd, taps.w11[e], g, vector)
+            else:
+                for i in range(4):
+                    taps.products[4 * e + i] = field.zero
+            e += 1
 
 
 # %% ../../nbs/50_kernels_cpu.ipynb #366f1352
 @njit(forceinline=True, **STRICT)
-def backward_run(unit, taps, x0, y0, base, a, vector, X, Y, wa, wb, wc, wd, oa, ob, oc, od, s):
-    "A run of taps, all three phases."
-    x, offset, mask, grad, grad_value, grad_offset, grad_mask = (
-        floats(a[0], vector),
-        floats(a[1], vector),
-        floats(a[2], vector),
-        floats(a[3], vector),
-        floats(a[4], vector),
-        floats(a[5], vector),
-        floats(a[6], vector),
-    )
-    first, tx, ty, group, scale, one = (
-        floats(a[7], vector),
-        floats(a[8], vector),
-        floats(a[25], vector),
-        ints(a[9]),
-        floats(a[10], vector)[0],
-        floats(a[10], vector)[1],
-    )
-    n, k = len(vector), a[20]
-    h, w, c, j = one * np.int32(a[15]), one * np.int32(a[16]), np.int32(n * a[19]), unit * k
-    for e in range(taps):
-        locate(
-            e,
-            (x0 + first[e]) + (tx[e] + scale * offset[2 * (j + e)]),
-            y0 + (ty[e] + scale * offset[2 * (j + e) + 1]),
-            mask[j + e],
-            h,
-            w,
-            c,
-            group[e],
-            one,
-            X,
-            Y,
-            wa,
-            wb,
-            wc,
-            wd,
-            oa,
-            ob,
-            oc,
-            od,
-        )
-    e = 0
-    for u in range(unit, unit + taps // k):
-        g = load(grad, u * n, vector)
-        for _ in range(k):
-            if oa[e] >= 0:
-                pa, pb, pc, pd = base + oa[e], base + ob[e], base + oc[e], base + od[e]
-                store(
-                    s,
-                    4 * e,
-                    dots(
-                        g,
-                        load(x, pa, vector),
-                        load(x, pb, vector),
-                        load(x, pc, vector),
-                        load(x, pd, vector),
-                    ),
-                )
-                scatter_add(pa, wa[e], g, grad_value, vector)
-                scatter_add(pb, wb[e], g, grad_value, vector)
-                scatter_add(pc, wc[e], g, grad_value, vector)
-                scatter_add(pd, wd[e], g, grad_value, vector)
-            else:
-                for i in range(4):
-                    s[4 * e + i] = one - one
-            e += 1
-    for e in range(taps):
-        finish(j + e, e, s, X[e], Y[e], mask[j + e], h, w, scale, one, grad_offset, grad_mask)
+def finish(e, j, tensors, regular, field, taps):
+    "Phase 3: gradients of offset and mask of tap e, which has the number j in the tensors."
+    s, m, one = taps.products, tensors.mask[j], field.one
+    _, fx, left, right = along(taps.x[e], field.w, field)
+    _, fy, top, bottom = along(taps.y[e], field.h, field)
+    a, b = s[4 * e] * top * left, s[4 * e + 1] * top * right
+    c, d = s[4 * e + 2] * bottom * left, s[4 * e + 3] * bottom * right
+    hx, hy = one - fx, one - fy
+    tensors.grad_mask[j] = hy * (hx * a + fx * b) + fy * (hx * c + fx * d)
+    tensors.grad_offset[2 * j] = regular.scale * m * (hy * (b - a) + fy * (d - c))
+    tensors.grad_offset[2 * j + 1] = regular.scale * m * (hx * (c - a) + fx * (d - b))
 
 
 # %% ../../nbs/50_kernels_cpu.ipynb #1c673f64
 @njit(forceinline=True, **STRICT)
-def backward_image(task, a, vector):
-    "One image and one block of groups."
-    grad_value, one = floats(a[4], vector), floats(a[10], vector)[1]
-    h, w, ho, wo, groups, k, pixels, block, sh, sw = (
-        a[15],
-        a[16],
-        a[17],
-        a[18],
-        a[19],
-        a[20],
-        a[21],
-        a[22],
-        a[23],
-        a[24],
-    )
-    X, Y, wa, wb, wc, wd, s = (
-        some_floats(vector),
-        some_floats(vector),
-        some_floats(vector),
-        some_floats(vector),
-        some_floats(vector),
-        some_floats(vector),
-        many_floats(vector),
-    )
-    oa, ob, oc, od = some_ints(), some_ints(), some_ints(), some_ints()
+def backward_image(task, call, vector):
+    "One image and one block of groups, all three phases."
+    tensors, regular = tensors_of(call, vector), regular_of(call, vector)
+    field, taps = field_of(call, regular, vector), scratch(vector)
+    h, w, ho, wo = call.h, call.w, call.ho, call.wo
+    groups, k, block, pixels = call.groups, call.k, call.block, call.pixels
+    stride_x, stride_y, top = call.stride_x, call.stride_y, call.top
     n, blocks = len(vector), (groups + block - 1) // block
     image = task // blocks
-    g0 = (task - image * blocks) * block
-    own = min(block, groups - g0)
+    group = (task - image * blocks) * block
+    own = min(block, groups - group)
+    start = (image * h * w * groups + group) * n
     for pixel in range(image * h * w, (image + 1) * h * w):
-        for g in range(g0, g0 + own):
-            store(grad_value, (pixel * groups + g) * n, zeros(vector))
+        for g in range(group, group + own):
+            store(tensors.grad_value, (pixel * groups + g) * n, zeros(vector))
     for i in range(ho):
+        y = np.float64(i * stride_y + top)
         for column in range(0, wo, pixels):
-            unit = ((image * ho + i) * wo + column) * groups + g0
-            backward_run(
-                unit,
-                min(pixels, wo - column) * own * k,
-                one * np.int32(column * sw),
-                one * np.int32(i * sh + a[26]),
-                (image * h * w * groups + g0) * n,
-                a,
-                vector,
-                X,
-                Y,
-                wa,
-                wb,
-                wc,
-                wd,
-                oa,
-                ob,
-                oc,
-                od,
-                s,
-            )
+            x = np.float64(column * stride_x)
+            unit = ((image * ho + i) * wo + column) * groups + group
+            units = min(pixels, wo - column) * own
+            for e in range(units * k):
+                locate(e, unit * k + e, x, y, tensors, regular, field, taps)
+            gather_scatter(unit, units, k, start, tensors, field, taps, vector)
+            for e in range(units * k):
+                finish(e, unit * k + e, tensors, regular, field, taps)
+
+
+# %% ../../nbs/50_kernels_cpu.ipynb #5a5c762f
+@intrinsic
+def fetch_add(typing, counter, step):
+    "Adds step to the number at an address, and returns what was there; safe with many threads."
+
+    def code(context, build, sig, args):
+        pointer = build.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return build.atomic_rmw("add", pointer, args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), code
 
 
 # %% ../../nbs/50_kernels_cpu.ipynb #59fe096e
@@ -526,30 +489,30 @@ def translated(
     dtype: str,  # float32 or float64
     n: int,  # channels of a group
 ):  # compiled C function of one address, kept on disk
-    "Translate one direction for one type of number and one width."
+    "Translate one direction for one type of number and one vector width."
     vector = (np.dtype(dtype).type(0),) * n
 
     def work(address):
-        a = table(address)
-        task = fetch_add(a[11], a[13])
-        while task < a[12]:
-            for t in range(task, min(task + a[13], a[12])):
+        call = carray(address, 1, CALL)[0]
+        task = fetch_add(call.counter, call.step)
+        while task < call.tasks:
+            for t in range(task, min(task + call.step, call.tasks)):
                 if backwards:
-                    backward_image(t, a, vector)
+                    backward_image(t, call, vector)
                 else:
-                    forward_row(t, a, vector)
-            task = fetch_add(a[11], a[13])
+                    forward_row(t, call, vector)
+            task = fetch_add(call.counter, call.step)
 
     return _compile(work)
 
 
 # %% ../../nbs/50_kernels_cpu.ipynb #452704e1
 def _compile(kernel):
-    "A C function of one address; on disk where there is a place to write."
+    "A C function of one address; kept on disk where a folder can be written."
     try:
         return cfunc("void(voidptr)", cache=True, **STRICT)(kernel)
     except RuntimeError:
-        return cfunc("void(voidptr)", **STRICT)(kernel)  # no folder can be written
+        return cfunc("void(voidptr)", **STRICT)(kernel)
 
 
 @lru_cache(None)
@@ -558,10 +521,8 @@ def _openmp():
     for path in sorted(Path(torch.__file__).parent.glob("lib/lib*omp*")):
         run = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
         if run is not None:
-            run.argtypes, run.restype = (
-                (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint),
-                None,
-            )
+            run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+            run.restype = None
             return run
 
 
@@ -582,61 +543,60 @@ def _run(kernel, address: int, threads: int):
 
 # %% ../../nbs/50_kernels_cpu.ipynb #7ef93093
 @lru_cache(maxsize=256)
-def _regular(dtype, n, block, pixels, kernel, stride, padding, dilation, scale):
-    "Per tap of a run: column of its pixel, and relative to that x and y; first channel; the numbers scale and 1."
-    (kh, kw), (dh, dw), shape = kernel, dilation, (pixels, block, kernel[0] * kernel[1])
+def _regular(dtype, n, pixels, block, geometry) -> dict:
+    "The arrays of `Regular`, by name; n: channels of a group."
+    (kh, kw), stride, padding, (dh, dw), scale = geometry
     k = np.arange(kh * kw)
     column = np.arange(pixels)[:, None, None] * stride[1] - padding[1] + dw * (kw - 1) // 2
-    x, y, group = (
-        scale * (dw * (k // kh) - dw * (kw - 1) // 2),
-        scale * (dh * (k % kh) - dh * (kh - 1) // 2),
-        np.arange(block)[:, None] * n,
-    )
-    arrays = [
-        np.ascontiguousarray(np.broadcast_to(t, shape).ravel(), d)
-        for t, d in ((column, dtype), (x, dtype), (group, np.int32), (y, dtype))
-    ]
-    return [*arrays[:3], np.array([scale, 1], dtype), arrays[3]]
+    tap_x = scale * (dw * (k // kh) - dw * (kw - 1) // 2)
+    tap_y = scale * (dh * (k % kh) - dh * (kh - 1) // 2)
+    channel = np.arange(block)[:, None] * n
+
+    def spread(array, dtype):
+        shape = (pixels, block, kh * kw)
+        return np.ascontiguousarray(np.broadcast_to(array, shape).ravel(), dtype)
+
+    floats = dict(column=column, tap_x=tap_x, tap_y=tap_y)
+    arrays = {name: spread(array, dtype) for name, array in floats.items()}
+    arrays |= dict(channel=spread(channel, np.int32), constants=np.array([scale, 1], dtype))
+    return arrays
 
 
-def _call(backwards, tensors, value, out_size, groups, kernel, stride, padding, dilation, scale):
-    "Fill the table and run; tensors: seven, or None where a direction has none."
-    (n, h, w, c), (ho, wo), k = value.shape, out_size, kernel[0] * kernel[1]
-    dtype, width, work = str(value.dtype).removeprefix("torch."), c // groups, n * ho * wo * c * k
-    threads = min(torch.get_num_threads(), 1 + work // GRAIN)
+def _division(backwards, n, ho, wo, groups, k, threads) -> dict:
+    "How n images are divided into tasks and runs."
     block = min(groups, SCRATCH // k)
-    if backwards:  # one owner for each image and block of groups
+    if backwards:
         while n * -(-groups // block) < threads and block > 1:
             block = -(-block // 2)
         tasks, step = n * -(-groups // block), 1
     else:
         tasks, step = n * ho, max(1, n * ho // (8 * threads))
     pixels = min(wo, max(1, SCRATCH // (groups * k))) if block == groups else 1
-    regular = _regular(dtype, width, block, pixels, kernel, stride, padding, dilation, scale)
+    return dict(tasks=tasks, step=step, pixels=pixels, block=block)
+
+
+# %% ../../nbs/50_kernels_cpu.ipynb #e1aef914
+def _call(tensors: dict, groups: int, geometry: Geometry):
+    "Fill in the call and run it; tensors: as in `Tensors`, by name."
+    kernel, stride, padding, dilation, _ = geometry
+    (n, h, w, c), (ho, wo) = tensors["value"].shape, tensors["offset"].shape[1:3]
+    backwards, k = "grad" in tensors, kernel[0] * kernel[1]
+    dtype = str(tensors["value"].dtype).removeprefix("torch.")
+    threads = min(torch.get_num_threads(), 1 + n * ho * wo * c * k // GRAIN)
+    division = _division(backwards, n, ho, wo, groups, k, threads)
+    if not division["tasks"]:
+        return
+    regular = _regular(dtype, c // groups, division["pixels"], division["block"], geometry)
     counter = np.zeros(1, np.int64)
-    table = np.array(
-        [0 if t is None else t.data_ptr() for t in tensors]
-        + [t.ctypes.data for t in (*regular[:4], counter)]
-        + [
-            tasks,
-            step,
-            n,
-            h,
-            w,
-            ho,
-            wo,
-            groups,
-            k,
-            pixels,
-            block,
-            *stride,
-            regular[4].ctypes.data,
-            dilation[0] * (kernel[0] - 1) // 2 - padding[0],
-        ],
-        np.int64,
-    )
-    if tasks:
-        _run(translated(backwards, dtype, width), table.ctypes.data, min(threads, tasks))
+    top = dilation[0] * (kernel[0] - 1) // 2 - padding[0]
+    numbers = dict(h=h, w=w, ho=ho, wo=wo, groups=groups, k=k, top=top)
+    numbers |= division | dict(stride_y=stride[0], stride_x=stride[1])
+    numbers |= {name: t.data_ptr() for name, t in tensors.items()}
+    numbers |= {name: array.ctypes.data for name, array in regular.items()}
+    numbers["counter"] = counter.ctypes.data
+    call = np.array([numbers.get(name, 0) for name in CALL.names], np.int64)
+    kernel = translated(backwards, dtype, c // groups)
+    _run(kernel, call.ctypes.data, min(threads, division["tasks"]))
 
 
 # %% ../../nbs/50_kernels_cpu.ipynb #f73785c8
@@ -646,7 +606,7 @@ def problem(
     width: int,  # channels of a group
     kernel: tuple,  # (rows, columns)
 ) -> str:  # empty: none
-    "Why these kernels cannot do it (another implementation must)."
+    "Why these kernels cannot compute it (another implementation must)."
     if device != "cpu":
         return f"tensors are on {device}, not on the cpu"
     if dtype not in (torch.float32, torch.float64):
@@ -661,55 +621,28 @@ def forward(
     offset: Tensor,  # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
     mask: Tensor,  # (n, ho, wo, groups * k)
     groups: int,
-    kernel: tuple,  # this and the next three: (rows, columns)
-    stride: tuple,
-    padding: tuple,
-    dilation: tuple,
-    scale: float,  # of taps and offsets
+    geometry: Geometry,
 ) -> Tensor:  # (n, ho, wo, c)
     "Deformable convolution on the CPU."
     value, offset, mask = (t.contiguous() for t in (value, offset, mask))
     out = value.new_empty(*offset.shape[:3], value.shape[-1])
-    _call(
-        False,
-        (value, offset, mask, None, out, None, None),
-        value,
-        offset.shape[1:3],
-        groups,
-        kernel,
-        stride,
-        padding,
-        dilation,
-        scale,
-    )
+    _call(dict(value=value, offset=offset, mask=mask, out=out), groups, geometry)
     return out
 
 
 def backward(
-    grad: Tensor,
-    value: Tensor,
+    grad: Tensor,  # of the output, (n, ho, wo, c)
+    value: Tensor,  # this and the next four: as in `forward`
     offset: Tensor,
     mask: Tensor,
-    groups,
-    kernel,
-    stride,
-    padding,
-    dilation,
-    scale,
-) -> tuple:
+    groups: int,
+    geometry: Geometry,
+) -> tuple:  # gradients of value, offset and mask
     "Gradients of value, offset and mask from that of the output."
-    grad, value, offset, mask = tensors = [t.contiguous() for t in (grad, value, offset, mask)]
-    grads = [torch.empty(t.shape, dtype=t.dtype) for t in tensors[1:]]
-    _call(
-        True,
-        (value, offset, mask, grad, *grads),
-        value,
-        offset.shape[1:3],
-        groups,
-        kernel,
-        stride,
-        padding,
-        dilation,
-        scale,
-    )
-    return tuple(grads)
+    tensors = dict(grad=grad, value=value, offset=offset, mask=mask)
+    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    for name in ("value", "offset", "mask"):
+        t = tensors[name]
+        tensors[f"grad_{name}"] = torch.empty(t.shape, dtype=t.dtype)
+    _call(tensors, groups, geometry)
+    return tensors["grad_value"], tensors["grad_offset"], tensors["grad_mask"]

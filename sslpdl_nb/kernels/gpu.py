@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sslpdl_nb.core import DataError, mismatch
+from sslpdl_nb.deform import Geometry
 
 # %% auto #0
 __all__ = [
@@ -25,6 +26,10 @@ __all__ = [
     "SOURCE",
     "NUMBERS",
     "HEADERS",
+    "SHARED",
+    "load_width",
+    "tile_pixels",
+    "window_margin",
     "plan",
     "problem",
     "forward",
@@ -38,14 +43,17 @@ TYPES = r"""
 #endif
 typedef DCN_T number;
 typedef DCN_A sum;
-constexpr int CG = DCN_CG, VEC = DCN_VEC, LANES = CG / VEC, KH = DCN_KH, KW = DCN_KW, TAPS = KH * KW;
+constexpr int CG = DCN_CG, VEC = DCN_VEC, LANES = CG / VEC;
+constexpr int KH = DCN_KH, KW = DCN_KW, TAPS = KH * KW;
 constexpr int TH = DCN_TH, TW = DCN_TW, PIXELS = TH * TW;
 __device__ constexpr int power_of_two(int n) { return n & -n; }
 __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 struct alignas(smaller(16, power_of_two(sizeof(number) * VEC))) Pack { number v[VEC]; };
 struct alignas(2 * sizeof(number)) Pair { number x, y; };
 struct Tap { sum w[4], lx, ly, m; int o[4], x0, y0; };      // one located sample
-#define GEOMETRY int H, int W, int Ho, int Wo, int G, int sh, int sw, int ph, int pw, int dh, int dw, sum scale
+#define GEOMETRY int H, int W, int Ho, int Wo, int G, \
+    int sh, int sw, int ph, int pw, int dh, int dw, sum scale
+#define GIVEN H, W, Ho, Wo, G, sh, sw, ph, pw, dh, dw, scale
 
 __device__ __forceinline__ void load(const number *p, sum *v) {
     const Pack pack = *reinterpret_cast<const Pack *>(p);
@@ -66,36 +74,48 @@ LOCATE = r"""
 __device__ __forceinline__ bool locate(sum x, sum y, int H, int W, int C, Tap &t) {
     const sum fx = floor(x), fy = floor(y), one = 1;
     t.lx = x - fx; t.ly = y - fy;
-    const bool finite = t.lx + t.ly < (sum)2;                                    // false for NaN
+    const bool finite = t.lx + t.ly < (sum)2;                   // false for NaN
     const bool outside = fx < -one || fx >= (sum)W || fy < -one || fy >= (sum)H;
-    t.x0 = (int)fmin(fmax(fx, (sum)-2), (sum)W); t.y0 = (int)fmin(fmax(fy, (sum)-2), (sum)H);
+    t.x0 = (int)fmin(fmax(fx, (sum)-2), (sum)W);
+    t.y0 = (int)fmin(fmax(fy, (sum)-2), (sum)H);
     const bool left = t.x0 >= 0 && t.x0 < W, right = t.x0 >= -1 && t.x0 < W - 1;
     const bool top = t.y0 >= 0 && t.y0 < H, bottom = t.y0 >= -1 && t.y0 < H - 1;
-    const sum hx = left ? one - t.lx : t.lx * 0, mx = right ? t.lx : t.lx * 0;   // 0 outside, NaN stays NaN
-    const sum hy = top ? one - t.ly : t.ly * 0, my = bottom ? t.ly : t.ly * 0;
+    const sum hx = left ? one - t.lx : t.lx * 0;                // 0 outside, NaN stays NaN
+    const sum mx = right ? t.lx : t.lx * 0;
+    const sum hy = top ? one - t.ly : t.ly * 0;
+    const sum my = bottom ? t.ly : t.ly * 0;
     const int xa = min(max(t.x0, 0), W - 1), xb = min(max(t.x0 + 1, 0), W - 1);
     const int ya = min(max(t.y0, 0), H - 1), yb = min(max(t.y0 + 1, 0), H - 1);
     t.w[0] = hy * hx; t.w[1] = hy * mx; t.w[2] = my * hx; t.w[3] = my * mx;
-    t.o[0] = (ya * W + xa) * C; t.o[1] = (ya * W + xb) * C; t.o[2] = (yb * W + xa) * C; t.o[3] = (yb * W + xb) * C;
+    t.o[0] = (ya * W + xa) * C; t.o[1] = (ya * W + xb) * C;
+    t.o[2] = (yb * W + xa) * C; t.o[3] = (yb * W + xb) * C;
     return !(outside && finite);
 }
+"""
 
-// Sample `k` of group g at output pixel (i, j); e counts samples from the start of the tensors.
-__device__ __forceinline__ bool sample(const number *offset, const number *mask, long long e, int k, int i, int j, GEOMETRY, Tap &t) {
+# %% ../../nbs/51_kernels_gpu.ipynb #07abc0eb
+LOCATE += r"""
+// Sample k of group g at output pixel (i, j); e counts samples from the start of the tensors.
+__device__ __forceinline__ bool sample(
+    const number *offset, const number *mask, long long e, int k, int i, int j, GEOMETRY, Tap &t
+) {
     const Pair d = reinterpret_cast<const Pair *>(offset)[e];
-    const sum x = (sum)(j * sw - pw + dw * (KW - 1) / 2) + scale * ((sum)(dw * (k / KH) - dw * (KW - 1) / 2) + (sum)d.x);
-    const sum y = (sum)(i * sh - ph + dh * (KH - 1) / 2) + scale * ((sum)(dh * (k % KH) - dh * (KH - 1) / 2) + (sum)d.y);
+    const sum x = (sum)(j * sw - pw + dw * (KW - 1) / 2)
+        + scale * ((sum)(dw * (k / KH) - dw * (KW - 1) / 2) + (sum)d.x);
+    const sum y = (sum)(i * sh - ph + dh * (KH - 1) / 2)
+        + scale * ((sum)(dh * (k % KH) - dh * (KH - 1) / 2) + (sum)d.y);
     t.m = (sum)mask[e];
     return locate(x, y, H, W, G * CG, t);
 }
-#define GIVEN H, W, Ho, Wo, G, sh, sw, ph, pw, dh, dw, scale
 """
 
 # %% ../../nbs/51_kernels_gpu.ipynb #9019b27c
 FORWARD = r"""
 extern "C" __global__ void __launch_bounds__(256, 2)
-deform_forward(const number *__restrict__ value, const number *__restrict__ offset, const number *__restrict__ mask,
-               number *__restrict__ out, GEOMETRY) {
+deform_forward(
+    const number *__restrict__ value, const number *__restrict__ offset,
+    const number *__restrict__ mask, number *__restrict__ out, GEOMETRY
+) {
     const int thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= Ho * Wo * G * LANES) return;
     const int lane = thread % LANES, unit = thread / LANES, g = unit % G, pixel = unit / G;
@@ -123,24 +143,33 @@ struct alignas(16) Weights { sum w[4]; };
 struct alignas(16) Places { int o[4]; };
 
 extern "C" __global__ void __launch_bounds__(PIXELS * LANES, 2)
-deform_forward_tile(const number *__restrict__ value, const number *__restrict__ offset, const number *__restrict__ mask,
-                    number *__restrict__ out, GEOMETRY) {
+deform_forward_tile(
+    const number *__restrict__ value, const number *__restrict__ offset,
+    const number *__restrict__ mask, number *__restrict__ out, GEOMETRY
+) {
     __shared__ Weights weights[PIXELS * TAPS];
     __shared__ Places places[PIXELS * TAPS];
-    const int g = blockIdx.x, tiles = (Wo + TW - 1) / TW, i0 = blockIdx.y / tiles * TH, j0 = blockIdx.y % tiles * TW;
+    const int g = blockIdx.x, tiles = (Wo + TW - 1) / TW;
+    const int i0 = blockIdx.y / tiles * TH, j0 = blockIdx.y % tiles * TW;
     const long long first = (long long)blockIdx.z * Ho * Wo;
     for (int s = threadIdx.x; s < PIXELS * TAPS; s += PIXELS * LANES) {
         const int p = s / TAPS, k = s % TAPS, i = i0 + p / TW, j = j0 + p % TW;
         Weights a; Places b; Tap t;
         b.o[0] = -1;
-        if (i < Ho && j < Wo && sample(offset, mask, ((first + i * Wo + j) * G + g) * TAPS + k, k, i, j, GIVEN, t)) {
+        if (i < Ho && j < Wo
+            && sample(offset, mask, ((first + i * Wo + j) * G + g) * TAPS + k, k, i, j, GIVEN, t)) {
 #pragma unroll
             for (int q = 0; q < 4; ++q) { a.w[q] = t.m * t.w[q]; b.o[q] = t.o[q]; }
         }
         weights[s] = a; places[s] = b;
     }
     __syncthreads();
-    const int p = threadIdx.x / LANES, lane = threadIdx.x % LANES, i = i0 + p / TW, j = j0 + p % TW;
+"""
+
+# %% ../../nbs/51_kernels_gpu.ipynb #57f3e673
+FORWARD_TILE += r"""
+    const int p = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    const int i = i0 + p / TW, j = j0 + p % TW;
     if (i >= Ho || j >= Wo) return;
     const number *image = value + (long long)blockIdx.z * H * W * G * CG + g * CG + lane * VEC;
     sum total[VEC] = {};
@@ -149,9 +178,11 @@ deform_forward_tile(const number *__restrict__ value, const number *__restrict__
         const Weights a = weights[p * TAPS + k]; const Places b = places[p * TAPS + k];
         if (b.o[0] < 0) continue;
         sum v0[VEC], v1[VEC], v2[VEC], v3[VEC];
-        load(image + b.o[0], v0); load(image + b.o[1], v1); load(image + b.o[2], v2); load(image + b.o[3], v3);
+        load(image + b.o[0], v0); load(image + b.o[1], v1);
+        load(image + b.o[2], v2); load(image + b.o[3], v3);
 #pragma unroll
-        for (int c = 0; c < VEC; ++c) total[c] += a.w[0] * v0[c] + a.w[1] * v1[c] + a.w[2] * v2[c] + a.w[3] * v3[c];
+        for (int c = 0; c < VEC; ++c)
+            total[c] += a.w[0] * v0[c] + a.w[1] * v1[c] + a.w[2] * v2[c] + a.w[3] * v3[c];
     }
     store(out + ((first + i * Wo + j) * G + g) * CG + lane * VEC, total);
 }
@@ -161,34 +192,40 @@ deform_forward_tile(const number *__restrict__ value, const number *__restrict__
 SCATTER_ADD = r"""
 #if DCN_EXACT
 typedef unsigned long long total_t;
-__device__ __forceinline__ void scatter_add(total_t *p, sum v, double unit) { atomicAdd(p, (total_t)(long long)llrint((double)v * unit)); }
+__device__ __forceinline__ void scatter_add(total_t *p, sum v, double unit) {
+    atomicAdd(p, (total_t)(long long)llrint((double)v * unit));
+}
 #else
 typedef sum total_t;
 __device__ __forceinline__ void scatter_add(total_t *p, sum v, double) { atomicAdd(p, v); }
 #endif
 
-// One row of VEC channels; on newer processors four channels in one instruction.
+// One row of VEC channels; on newer GPUs four channels in one instruction.
 __device__ __forceinline__ void scatter_add_row(total_t *p, sum w, const sum *g, double unit) {
 #if DCN_RED4 && !DCN_EXACT
 #pragma unroll
     for (int c = 0; c < VEC; c += 4)
-        asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" :: "l"(p + c),
-                     "f"(w * g[c]), "f"(w * g[c + 1]), "f"(w * g[c + 2]), "f"(w * g[c + 3]) : "memory");
+        asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+                     :: "l"(p + c), "f"(w * g[c]), "f"(w * g[c + 1]),
+                        "f"(w * g[c + 2]), "f"(w * g[c + 3]) : "memory");
 #else
 #pragma unroll
     for (int c = 0; c < VEC; ++c) scatter_add(p + c, w * g[c], unit);
 #endif
 }
-
 """
 
 # %% ../../nbs/51_kernels_gpu.ipynb #02694204
 SCATTER_ADD += r"""
-// The three gradients of one sample from the products s of the output's gradient with the four neighbours.
-__device__ __forceinline__ void finish(const Tap &t, const sum *s, int H, int W, sum scale, sum &gm, sum &gx, sum &gy) {
-    const sum left = t.x0 >= 0 && t.x0 < W, right = t.x0 >= -1 && t.x0 < W - 1, hx = (sum)1 - t.lx;
-    const sum top = t.y0 >= 0 && t.y0 < H, bottom = t.y0 >= -1 && t.y0 < H - 1, hy = (sum)1 - t.ly;
-    const sum a = s[0] * top * left, b = s[1] * top * right, c = s[2] * bottom * left, d = s[3] * bottom * right;
+__device__ __forceinline__ void finish(
+    const Tap &t, const sum *s, int H, int W, sum scale, sum &gm, sum &gx, sum &gy
+) {
+    const sum left = t.x0 >= 0 && t.x0 < W, right = t.x0 >= -1 && t.x0 < W - 1;
+    const sum hx = (sum)1 - t.lx;
+    const sum top = t.y0 >= 0 && t.y0 < H, bottom = t.y0 >= -1 && t.y0 < H - 1;
+    const sum hy = (sum)1 - t.ly;
+    const sum a = s[0] * top * left, b = s[1] * top * right;
+    const sum c = s[2] * bottom * left, d = s[3] * bottom * right;
     gm = hy * (hx * a + t.lx * b) + t.ly * (hx * c + t.lx * d);
     gx = t.m * scale * (hy * (b - a) + t.ly * (d - c));
     gy = t.m * scale * (hx * (c - a) + t.lx * (d - b));
@@ -198,16 +235,25 @@ __device__ __forceinline__ void finish(const Tap &t, const sum *s, int H, int W,
 # %% ../../nbs/51_kernels_gpu.ipynb #cb0c88cb
 BACKWARD = r"""
 extern "C" __global__ void __launch_bounds__(256, 2)
-deform_backward(const number *__restrict__ value, const number *__restrict__ offset, const number *__restrict__ mask,
-                const number *__restrict__ grad, total_t *__restrict__ grad_value, number *__restrict__ grad_offset,
-                number *__restrict__ grad_mask, const double *__restrict__ unit_, GEOMETRY) {
+deform_backward(
+    const number *__restrict__ value, const number *__restrict__ offset,
+    const number *__restrict__ mask, const number *__restrict__ grad,
+    total_t *__restrict__ grad_value, number *__restrict__ grad_offset,
+    number *__restrict__ grad_mask, const double *__restrict__ unit_, GEOMETRY
+) {
     const int thread = blockIdx.x * blockDim.x + threadIdx.x;
     const bool live = thread < Ho * Wo * G * LANES;
-    const int lane = thread % LANES, unit = live ? thread / LANES : 0, g = unit % G, pixel = unit / G;
-    const long long u = (long long)blockIdx.y * Ho * Wo * G + unit, base = (long long)blockIdx.y * H * W * G * CG + g * CG + lane * VEC;
+    const int lane = thread % LANES, unit = live ? thread / LANES : 0;
+    const int g = unit % G, pixel = unit / G;
+    const long long u = (long long)blockIdx.y * Ho * Wo * G + unit;
+    const long long base = (long long)blockIdx.y * H * W * G * CG + g * CG + lane * VEC;
     const double steps = DCN_EXACT ? *unit_ : 0;
     sum go[VEC];
     load(grad + u * CG + lane * VEC, go);
+"""
+
+# %% ../../nbs/51_kernels_gpu.ipynb #89263618
+BACKWARD += r"""
     for (int k = 0; k < TAPS; ++k) {
         Tap t;
         sum s[4] = {}, gm = 0, gx = 0, gy = 0;
@@ -224,11 +270,14 @@ deform_backward(const number *__restrict__ value, const number *__restrict__ off
         }
 #pragma unroll
         for (int far = LANES / 2; far > 0; far /= 2) {
-            gm += __shfl_xor_sync(0xffffffffu, gm, far); gx += __shfl_xor_sync(0xffffffffu, gx, far); gy += __shfl_xor_sync(0xffffffffu, gy, far);
+            gm += __shfl_xor_sync(0xffffffffu, gm, far);
+            gx += __shfl_xor_sync(0xffffffffu, gx, far);
+            gy += __shfl_xor_sync(0xffffffffu, gy, far);
         }
         if (live && lane == 0) {
             grad_mask[u * TAPS + k] = (number)gm;
-            grad_offset[2 * (u * TAPS + k)] = (number)gx; grad_offset[2 * (u * TAPS + k) + 1] = (number)gy;
+            grad_offset[2 * (u * TAPS + k)] = (number)gx;
+            grad_offset[2 * (u * TAPS + k) + 1] = (number)gy;
         }
     }
 }
@@ -237,29 +286,42 @@ deform_backward(const number *__restrict__ value, const number *__restrict__ off
 # %% ../../nbs/51_kernels_gpu.ipynb #8fe9e958
 BACKWARD_TILE = r"""
 #if DCN_OWN
-constexpr int R = DCN_R, WH = TH + 2 * R, WW = TW + 2 * R, SIDE = 32 / CG, ROW = TW * TAPS * SIDE;
+constexpr int R = DCN_R, WH = TH + 2 * R, WW = TW + 2 * R;
+constexpr int SIDE = 32 / CG, ROW = TW * TAPS * SIDE;
 
-// Locate the samples of row i of the tile, all groups of the warp; x0 = INT_MIN marks one to skip.
-__device__ __forceinline__ void locate_row(Tap *taps, const number *offset, const number *mask, long long row, int i, int j0, int g0, GEOMETRY) {
+// Locate the samples of row i of the tile, all groups of the warp; x0 = INT_MIN: skip it.
+__device__ __forceinline__ void locate_row(
+    Tap *taps, const number *offset, const number *mask, long long row, int i, int j0, int g0,
+    GEOMETRY
+) {
     for (int s = threadIdx.x; s < ROW; s += 32) {
         const int g = g0 + s / (TW * TAPS), j = j0 + s / TAPS % TW, k = s % TAPS;
         Tap t;
-        if (!(g < G && j < Wo && sample(offset, mask, ((row + j) * G + g) * TAPS + k, k, i, j, GIVEN, t))) t.x0 = -2147483647 - 1;
+        if (!(g < G && j < Wo
+              && sample(offset, mask, ((row + j) * G + g) * TAPS + k, k, i, j, GIVEN, t)))
+            t.x0 = -2147483647 - 1;
         taps[s] = t;
     }
 }
+"""
 
+# %% ../../nbs/51_kernels_gpu.ipynb #0701716b
+BACKWARD_TILE += r"""
 // One sample, one channel: its part of the gradient of the field, and the products s.
-__device__ __forceinline__ void scatter(const Tap &t, sum go, const number *image, total_t *grad_image, sum *window,
-                                        int wx, int wy, int H, int W, double steps, sum *s) {
+__device__ __forceinline__ void scatter(
+    const Tap &t, sum go, const number *image, total_t *grad_image, sum *window,
+    int wx, int wy, int H, int W, double steps, sum *s
+) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
         const int x = t.x0 + q % 2, y = t.y0 + q / 2;
         s[q] = go * (sum)image[t.o[q]];
         if (x < 0 || x >= W || y < 0 || y >= H) {
-            if (t.w[q] != t.w[q]) scatter_add(grad_image + t.o[q], t.m * t.w[q] * go, steps);     // NaN is not lost
+            if (t.w[q] != t.w[q])                               // NaN is not lost
+                scatter_add(grad_image + t.o[q], t.m * t.w[q] * go, steps);
         }
-        else if (x >= wx && x < wx + WW && y >= wy && y < wy + WH) window[((y - wy) * WW + x - wx) * 32] += t.m * t.w[q] * go;
+        else if (x >= wx && x < wx + WW && y >= wy && y < wy + WH)
+            window[((y - wy) * WW + x - wx) * 32] += t.m * t.w[q] * go;
         else scatter_add(grad_image + t.o[q], t.m * t.w[q] * go, steps);
     }
 }
@@ -268,18 +330,28 @@ __device__ __forceinline__ void scatter(const Tap &t, sum go, const number *imag
 # %% ../../nbs/51_kernels_gpu.ipynb #c95b1c39
 BACKWARD_TILE += r"""
 extern "C" __global__ void __launch_bounds__(32)
-deform_backward_tile(const number *__restrict__ value, const number *__restrict__ offset, const number *__restrict__ mask,
-                     const number *__restrict__ grad, total_t *__restrict__ grad_value, number *__restrict__ grad_offset,
-                     number *__restrict__ grad_mask, const double *__restrict__ unit_, GEOMETRY) {
+deform_backward_tile(
+    const number *__restrict__ value, const number *__restrict__ offset,
+    const number *__restrict__ mask, const number *__restrict__ grad,
+    total_t *__restrict__ grad_value, number *__restrict__ grad_offset,
+    number *__restrict__ grad_mask, const double *__restrict__ unit_, GEOMETRY
+) {
     __shared__ sum window[WH * WW * 32];
     __shared__ Tap taps[ROW];
-    const int me = threadIdx.x, side = me / CG, c = me % CG, g0 = blockIdx.x * SIDE, g = g0 + side;
-    const int tiles = (Wo + TW - 1) / TW, i0 = blockIdx.y / tiles * TH, j0 = blockIdx.y % tiles * TW;
-    const int wx = j0 * sw - pw + dw * (KW - 1) / 2 - R, wy = i0 * sh - ph + dh * (KH - 1) / 2 - R;
+    const int me = threadIdx.x, side = me / CG, c = me % CG;
+    const int g0 = blockIdx.x * SIDE, g = g0 + side;
+    const int tiles = (Wo + TW - 1) / TW;
+    const int i0 = blockIdx.y / tiles * TH, j0 = blockIdx.y % tiles * TW;
+    const int wx = j0 * sw - pw + dw * (KW - 1) / 2 - R;
+    const int wy = i0 * sh - ph + dh * (KH - 1) / 2 - R;
     const bool live = g < G;
     const double steps = DCN_EXACT ? *unit_ : 0;
     const long long base = (long long)blockIdx.z * H * W * G * CG + (live ? g : 0) * CG + c;
     for (int p = 0; p < WH * WW; ++p) window[p * 32 + me] = 0;
+"""
+
+# %% ../../nbs/51_kernels_gpu.ipynb #fd95376f
+BACKWARD_TILE += r"""
     for (int i = i0; i < min(i0 + TH, Ho); ++i) {
         const long long row = ((long long)blockIdx.z * Ho + i) * Wo;
         __syncwarp();
@@ -292,28 +364,33 @@ deform_backward_tile(const number *__restrict__ value, const number *__restrict_
                 const Tap t = taps[(side * TW + j - j0) * TAPS + k];
                 sum s[4] = {}, gm = 0, gx = 0, gy = 0;
                 if (t.x0 >= -2) {
-                    scatter(t, go, value + base, grad_value + base, window + me, wx, wy, H, W, steps, s);
+                    scatter(t, go, value + base, grad_value + base, window + me,
+                            wx, wy, H, W, steps, s);
                     finish(t, s, H, W, scale, gm, gx, gy);
                 }
-"""
-
-# %% ../../nbs/51_kernels_gpu.ipynb #fd95376f
-BACKWARD_TILE += r"""
 #pragma unroll
                 for (int far = CG / 2; far > 0; far /= 2) {
-                    gm += __shfl_xor_sync(0xffffffffu, gm, far); gx += __shfl_xor_sync(0xffffffffu, gx, far); gy += __shfl_xor_sync(0xffffffffu, gy, far);
+                    gm += __shfl_xor_sync(0xffffffffu, gm, far);
+                    gx += __shfl_xor_sync(0xffffffffu, gx, far);
+                    gy += __shfl_xor_sync(0xffffffffu, gy, far);
                 }
                 if (live && c == 0) {
                     grad_mask[u * TAPS + k] = (number)gm;
-                    grad_offset[2 * (u * TAPS + k)] = (number)gx; grad_offset[2 * (u * TAPS + k) + 1] = (number)gy;
+                    grad_offset[2 * (u * TAPS + k)] = (number)gx;
+                    grad_offset[2 * (u * TAPS + k) + 1] = (number)gy;
                 }
             }
         }
     }
+"""
+
+# %% ../../nbs/51_kernels_gpu.ipynb #786832f1
+BACKWARD_TILE += r"""
     if (live) for (int p = 0; p < WH * WW; ++p) {
         const int y = wy + p / WW, x = wx + p % WW;
         const sum v = window[p * 32 + me];
-        if (y >= 0 && y < H && x >= 0 && x < W && v != (sum)0) scatter_add(grad_value + base + (y * W + x) * G * CG, v, steps);
+        if (y >= 0 && y < H && x >= 0 && x < W && v != (sum)0)
+            scatter_add(grad_value + base + (y * W + x) * G * CG, v, steps);
     }
 }
 #endif
@@ -321,13 +398,57 @@ BACKWARD_TILE += r"""
 SOURCE = TYPES + LOCATE + FORWARD + FORWARD_TILE + SCATTER_ADD + BACKWARD + BACKWARD_TILE
 
 # %% ../../nbs/51_kernels_gpu.ipynb #52fa254d
-NUMBERS = {
+NUMBERS = {  # stored, added in
     torch.float32: ("float", "float"),
-    torch.float64: ("double", "double"),  # stored, added in
+    torch.float64: ("double", "double"),
     torch.float16: ("__half", "float"),
     torch.bfloat16: ("__nv_bfloat16", "float"),
 }
 HEADERS = {torch.float16: "<cuda_fp16.h>", torch.bfloat16: "<cuda_bf16.h>"}
+SHARED = 48 * 1024  # bytes of shared memory that a block may use
+
+
+def load_width(
+    width: int,  # channels of a group
+    size: int,  # bytes of a number
+) -> int:  # channels
+    "How many channels one lane loads: 16 bytes or more, at most 32 lanes, a power of two of them."
+    channels = width // (width & -width)  # the odd part of width
+    while channels < width and (channels * size < 16 or width // channels > 32):
+        channels *= 2
+    return channels
+
+
+def tile_pixels(
+    lanes: int,  # of a group
+    taps: int,
+    wide: int,  # bytes of a number that is added
+) -> int:  # pixels
+    "How large a tile is: at most 64 pixels, 256 threads, and what fits into shared memory."
+    tile = 64
+    while tile > 1 and (tile * lanes > 256 or tile * taps * (4 * wide + 16) > SHARED):
+        tile //= 2
+    return tile
+
+
+# %% ../../nbs/51_kernels_gpu.ipynb #cb170caa
+def window_margin(
+    rows: int,  # of the tile
+    columns: int,
+    taps: int,
+    width: int,  # channels of a group
+    wide: int,  # bytes of a number that is added
+) -> int:  # pixels around the tile; 0: does not fit
+    "How far the window of the owning kernel reaches beyond its tile."
+    if width not in (2, 4, 8, 16, 32):
+        return 0
+    record = -(-(7 * wide + 24) // wide) * wide  # bytes of a Tap
+    located = columns * taps * 32 // width * record
+    for margin in (4, 3, 2, 1):
+        window = (rows + 2 * margin) * (columns + 2 * margin) * 32 * wide
+        if window + located <= SHARED:
+            return margin
+    return 0
 
 
 @lru_cache(None)
@@ -336,49 +457,22 @@ def plan(
     width: int,  # channels of a group
     kernel: tuple,  # (rows, columns)
     exact: bool = False,  # add whole numbers: the same bits in every run
-    capability: tuple = (8, 0),  # of the CPU
+    capability: tuple = (8, 0),  # of the GPU
 ) -> dict:  # name -> what to fill in
-    "What the text's DCN_ words stand for."
-    taps, shared, size = kernel[0] * kernel[1], 48 * 1024, dtype.itemsize
+    "What the DCN_ names of the text stand for."
     number, total = NUMBERS[dtype]
-    wide = 8 if total == "double" else 4
-    lane = width // (width & -width)  # the odd part of width
-    while lane < width and (lane * size < 16 or width // lane > 32):
-        lane *= 2
-    tile = 64
-    while tile > 1 and (tile * width // lane > 256 or tile * taps * (4 * wide + 16) > shared):
-        tile //= 2
+    wide, taps = 8 if total == "double" else 4, kernel[0] * kernel[1]
+    channels = load_width(width, dtype.itemsize)
+    tile = tile_pixels(width // channels, taps, wide)
     rows = 2 ** ((tile.bit_length() - 1) // 2)
-    columns, own = tile // rows, width in (2, 4, 8, 16, 32)
-    record = -(-(7 * wide + 24) // wide) * wide
-    fit = (
-        [
-            r
-            for r in (4, 3, 2, 1)
-            if (rows + 2 * r) * (columns + 2 * r) * 32 * wide
-            + columns * taps * 32 // width * record
-            <= shared
-        ]
-        if own
-        else []
-    )
-    words = dict(
-        T=number,
-        A=total,
-        CG=width,
-        VEC=lane,
-        KH=kernel[0],
-        KW=kernel[1],
-        TH=rows,
-        TW=columns,
-        EXACT=int(exact),
-        OWN=int(bool(fit)),
-        R=fit[0] if fit else 0,
-        RED4=int(capability >= (9, 0) and total == "float" and lane % 4 == 0),
-    )
-    return {f"DCN_{k}": v for k, v in words.items()} | (
-        {"DCN_HEADER": HEADERS[dtype]} if dtype in HEADERS else {}
-    )
+    margin = window_margin(rows, tile // rows, taps, width, wide)
+    red4 = capability >= (9, 0) and total == "float" and channels % 4 == 0
+    words = dict(T=number, A=total, CG=width, VEC=channels, KH=kernel[0], KW=kernel[1])
+    words |= dict(TH=rows, TW=tile // rows, EXACT=int(exact))
+    words |= dict(OWN=int(margin > 0), R=margin, RED4=int(red4))
+    if dtype in HEADERS:
+        words["HEADER"] = HEADERS[dtype]
+    return {f"DCN_{name}": word for name, word in words.items()}
 
 
 # %% ../../nbs/51_kernels_gpu.ipynb #f83e73b0
@@ -386,16 +480,17 @@ def plan(
 def _cupy_problem() -> str:
     "Why CuPy cannot be used, in words that help; empty: it can."
     major = (torch.version.cuda or "?").split(".")[0]
+    advice = f"try `pip install cupy-cuda{major}x`"
     try:
         import cupy
     except Exception as error:
-        return f"CuPy cannot be imported ({type(error).__name__}: {error}); try `pip install cupy-cuda{major}x`"
+        return f"CuPy cannot be imported ({type(error).__name__}: {error}); {advice}"
     try:
         theirs = str(cupy.cuda.nvrtc.getVersion()[0])
     except Exception as error:
-        return f"CuPy's compiler does not load ({type(error).__name__}: {error}); try `pip install cupy-cuda{major}x`"
+        return f"CuPy's compiler does not load ({type(error).__name__}: {error}); {advice}"
     if theirs != major:
-        return f"CuPy is made for CUDA {theirs}, PyTorch for CUDA {major}; try `pip install cupy-cuda{major}x` in its place"
+        return f"CuPy is for CUDA {theirs}, PyTorch for CUDA {major}; {advice} in its place"
     return ""
 
 
@@ -404,10 +499,9 @@ def _module(index: int, words: tuple):
     "The translated text for one device."
     import cupy
 
+    defines = [f"-D{k}={v}" for k, v in words]
     with cupy.cuda.Device(index):
-        return cupy.RawModule(
-            code=SOURCE, options=("--std=c++17", *(f"-D{k}={v}" for k, v in words))
-        )
+        return cupy.RawModule(code=SOURCE, options=("--std=c++17", *defines))
 
 
 def _launch(name: str, words: dict, device, grid: tuple, threads: int, arguments: tuple):
@@ -415,19 +509,9 @@ def _launch(name: str, words: dict, device, grid: tuple, threads: int, arguments
     import cupy
 
     function = _module(device.index, tuple(words.items())).get_function(name)
-    with (
-        cupy.cuda.Device(device.index),
-        cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index),
-    ):
+    stream = torch.cuda.current_stream(device).cuda_stream
+    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream, device.index):
         function(grid, (threads,), arguments)
-
-
-def _arguments(tensors, value, offset, groups, stride, padding, dilation, scale, total) -> tuple:
-    "Addresses, sizes and scale, in the types of the CUDA text."
-    (n, h, w, c), (_, ho, wo, _) = value.shape, offset.shape
-    addresses = [np.uint64(0 if t is None else t.data_ptr()) for t in tensors]
-    sizes = [np.int32(i) for i in (h, w, ho, wo, groups, *stride, *padding, *dilation)]
-    return (*addresses, *sizes, (np.float64 if total == "double" else np.float32)(scale))
 
 
 # %% ../../nbs/51_kernels_gpu.ipynb #d4d39390
@@ -437,13 +521,46 @@ def _aligned(t: Tensor) -> Tensor:
     return t if t.data_ptr() % 16 == 0 else t.clone()
 
 
-def _capability(device) -> tuple:
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+def _words(value, groups, geometry, exact=False) -> dict:
+    "The plan for these tensors on their device."
+    device, width = value.device, value.shape[-1] // groups
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    return plan(value.dtype, width, geometry.kernel_size, exact, capability)
+
+
+def _arguments(tensors, groups, geometry, total) -> tuple:
+    "Addresses, sizes and scale, in the types of the CUDA text; tensors: value and offset first."
+    (_, h, w, _), (_, ho, wo, _) = tensors[0].shape, tensors[1].shape
+    _, stride, padding, dilation, scale = geometry
+    addresses = [np.uint64(0 if t is None else t.data_ptr()) for t in tensors]
+    sizes = [np.int32(i) for i in (h, w, ho, wo, groups, *stride, *padding, *dilation)]
+    scale = np.float64(scale) if total == "double" else np.float32(scale)
+    return (*addresses, *sizes, scale)
+
+
+# %% ../../nbs/51_kernels_gpu.ipynb #9c74e0fc
+GRID = 65535  # blocks along the second and third direction of a grid
+
+
+def _tiles(words, ho, wo) -> int:
+    "Tiles of an image."
+    return -(-ho // words["DCN_TH"]) * -(-wo // words["DCN_TW"])
+
+
+def _simple_grid(words, n, ho, wo, groups) -> tuple:
+    "Blocks of 256 threads for the kernels without tiles."
+    lanes = words["DCN_CG"] // words["DCN_VEC"]
+    return -(-ho * wo * groups * lanes // 256), n
 
 
 # %% ../../nbs/51_kernels_gpu.ipynb #4584720b
-def problem(device: str, dtype: torch.dtype, width: int, kernel: tuple) -> str:
-    "Why the CUDA kernels cannot do it (another implementation must); empty: they can."
+def problem(
+    device: str,  # cpu | cuda | ...
+    dtype: torch.dtype,
+    width: int,  # channels of a group
+    kernel: tuple,  # (rows, columns)
+) -> str:  # empty: none
+    "Why the CUDA kernels cannot compute it (another implementation must)."
     if device != "cuda":
         return f"tensors are on {device}, not on a CUDA device"
     if dtype not in NUMBERS:
@@ -452,108 +569,66 @@ def problem(device: str, dtype: torch.dtype, width: int, kernel: tuple) -> str:
 
 
 def forward(
-    value: Tensor, offset: Tensor, mask: Tensor, groups, kernel, stride, padding, dilation, scale
-) -> Tensor:
-    "Deformable convolution on a CUDA device; the arguments are those of `kernels.forward`."
+    value: Tensor,  # (n, h, w, c)
+    offset: Tensor,  # (n, ho, wo, groups * k * 2) pairs (x, y), pixels
+    mask: Tensor,  # (n, ho, wo, groups * k)
+    groups: int,
+    geometry: Geometry,
+) -> Tensor:  # (n, ho, wo, c)
+    "Deformable convolution on a CUDA device. Raises DataError for more than 65535 images."
     value, offset, mask = map(_aligned, (value, offset, mask))
-    (n, ho, wo), c = offset.shape[:3], value.shape[-1]
-    out, words = (
-        value.new_empty(n, ho, wo, c),
-        plan(value.dtype, c // groups, kernel, False, _capability(value.device)),
-    )
-    lanes, rows, columns = words["DCN_CG"] // words["DCN_VEC"], words["DCN_TH"], words["DCN_TW"]
-    tiles = -(-ho // rows) * -(-wo // columns)
-    arguments = _arguments(
-        (value, offset, mask, out),
-        value,
-        offset,
-        groups,
-        stride,
-        padding,
-        dilation,
-        scale,
-        words["DCN_A"],
-    )
-    if n > 65535:
-        raise DataError(mismatch("deform_conv: batch on a CUDA device", "at most 65535", n))
-    if n and tiles <= 65535:
-        _launch(
-            "deform_forward_tile",
-            words,
-            value.device,
-            (groups, tiles, n),
-            rows * columns * lanes,
-            arguments,
-        )
-    elif n:
-        _launch(
-            "deform_forward",
-            words,
-            value.device,
-            (-(-ho * wo * groups * lanes // 256), n),
-            256,
-            arguments,
-        )
+    n, ho, wo = offset.shape[:3]
+    out = value.new_empty(n, ho, wo, value.shape[-1])
+    if n > GRID:
+        raise DataError(mismatch("deform_conv: batch on a CUDA device", f"at most {GRID}", n))
+    if not n:
+        return out
+    words = _words(value, groups, geometry)
+    arguments = _arguments((value, offset, mask, out), groups, geometry, words["DCN_A"])
+    tiles, lanes = _tiles(words, ho, wo), words["DCN_CG"] // words["DCN_VEC"]
+    name, threads = "deform_forward_tile", words["DCN_TH"] * words["DCN_TW"] * lanes
+    grid = (groups, tiles, n)
+    if tiles > GRID:
+        name, threads, grid = "deform_forward", 256, _simple_grid(words, n, ho, wo, groups)
+    _launch(name, words, value.device, grid, threads, arguments)
     return out
 
 
 # %% ../../nbs/51_kernels_gpu.ipynb #07e46f17
-def _unit(grad, offset, mask, words, per_image) -> Tensor:
+def _unit(grad, offset, mask, per_image) -> Tensor:
     "Whole numbers per 1.0 of gradient, as a tensor on the device (so that nobody waits for it)."
     bound = grad.abs().amax().double() * mask.abs().amax().double() * per_image
     return 2.0**62 / (bound.clamp(min=1e-280) + (offset * 0).sum().double())
 
 
 def backward(
-    grad: Tensor,
-    value: Tensor,
+    grad: Tensor,  # of the output, (n, ho, wo, c)
+    value: Tensor,  # this and the next four: as in `forward`
     offset: Tensor,
     mask: Tensor,
-    groups,
-    kernel,
-    stride,
-    padding,
-    dilation,
-    scale,
-) -> tuple:
+    groups: int,
+    geometry: Geometry,
+) -> tuple:  # gradients of value, offset and mask
     "Gradients of value, offset and mask from that of the output."
     grad, value, offset, mask = map(_aligned, (grad, value, offset, mask))
-    (n, ho, wo), c, exact = (
-        offset.shape[:3],
-        value.shape[-1],
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    words = plan(value.dtype, c // groups, kernel, exact, _capability(value.device))
-    lanes, rows, columns = words["DCN_CG"] // words["DCN_VEC"], words["DCN_TH"], words["DCN_TW"]
-    total = torch.int64 if exact else torch.float64 if words["DCN_A"] == "double" else torch.float32
-    grads = [torch.zeros(value.shape, dtype=total, device=value.device)] + [
-        torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (offset, mask)
-    ]
+    n, ho, wo = offset.shape[:3]
+    exact = torch.are_deterministic_algorithms_enabled()
+    words = _words(value, groups, geometry, exact)
+    total = torch.float64 if words["DCN_A"] == "double" else torch.float32
+    total = torch.int64 if exact else total
+    grad_value = torch.zeros(value.shape, dtype=total, device=value.device)
+    others = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (offset, mask)]
     if not n:
-        return grads[0].to(value.dtype), *grads[1:]
-    unit = _unit(grad, offset, mask, words, kernel[0] * kernel[1] * ho * wo) if exact else None
-    arguments = _arguments(
-        (value, offset, mask, grad, *grads, unit),
-        value,
-        offset,
-        groups,
-        stride,
-        padding,
-        dilation,
-        scale,
-        words["DCN_A"],
-    )
-    tiles, sides = -(-ho // rows) * -(-wo // columns), -(-groups * words["DCN_CG"] // 32)
-    if words["DCN_OWN"] and tiles <= 65535:
-        _launch("deform_backward_tile", words, value.device, (sides, tiles, n), 32, arguments)
-    else:
-        _launch(
-            "deform_backward",
-            words,
-            value.device,
-            (-(-ho * wo * groups * lanes // 256), n),
-            256,
-            arguments,
-        )
-    result = grads[0].double() / unit if exact else grads[0]
-    return result.to(value.dtype), *grads[1:]
+        return grad_value.to(value.dtype), *others
+    samples = words["DCN_KH"] * words["DCN_KW"] * ho * wo
+    unit = _unit(grad, offset, mask, samples) if exact else None
+    tensors = (value, offset, mask, grad, grad_value, *others, unit)
+    arguments = _arguments(tensors, groups, geometry, words["DCN_A"])
+    tiles = _tiles(words, ho, wo)
+    name, threads = "deform_backward_tile", 32
+    grid = (-(-groups * words["DCN_CG"] // 32), tiles, n)
+    if tiles > GRID or not words["DCN_OWN"]:
+        name, threads, grid = "deform_backward", 256, _simple_grid(words, n, ho, wo, groups)
+    _launch(name, words, value.device, grid, threads, arguments)
+    result = grad_value.double() / unit if exact else grad_value
+    return result.to(value.dtype), *others

@@ -1,5 +1,6 @@
-// CUDA C as C++: every thread of a block is a fiber, and a barrier passes the processor to the next fiber.
-// Blocks run one after the other. A thread that meets more or fewer barriers than the others is an error.
+// CUDA C as C++: every thread of a block is a fiber, and a barrier passes the CPU on to the next.
+// Blocks run one after the other. A thread that meets more or fewer barriers than the others is
+// an error.
 #pragma once
 #include <ucontext.h>
 #include <cmath>
@@ -28,14 +29,26 @@ namespace fiber {
     static int me;
     static std::function<void()> body;
 
-    static void entry() { body(); running[me] = 0; swapcontext(&context[me], &scheduler); }
-    static void yield() { const int i = me; ++barriers[i]; swapcontext(&context[i], &scheduler); }
+    static void entry() {
+        body();
+        running[me] = 0;
+        swapcontext(&context[me], &scheduler);
+    }
 
-    // One block. Returns false if its threads met different numbers of barriers before the early leavers are set aside.
+    static void yield() {
+        const int i = me;
+        ++barriers[i];
+        swapcontext(&context[i], &scheduler);
+    }
+
+    // One block. Returns false if its threads met different numbers of barriers.
     static bool block(int threads, std::function<void()> f) {
         body = f;
-        context.resize(threads); stack.resize(threads); mail.resize(threads);
-        running.assign(threads, 1); barriers.assign(threads, 0);
+        context.resize(threads);
+        stack.resize(threads);
+        mail.resize(threads);
+        running.assign(threads, 1);
+        barriers.assign(threads, 0);
         for (int i = 0; i < threads; ++i) {
             stack[i].resize(STACK);
             getcontext(&context[i]);
@@ -46,7 +59,13 @@ namespace fiber {
         }
         for (bool any = true; any;) {
             any = false;
-            for (int i = 0; i < threads; ++i) if (running[i]) { any = true; me = i; threadIdx = {(unsigned)i, 0, 0}; swapcontext(&scheduler, &context[i]); }
+            for (int i = 0; i < threads; ++i) {
+                if (!running[i]) continue;
+                any = true;
+                me = i;
+                threadIdx = {(unsigned)i, 0, 0};
+                swapcontext(&scheduler, &context[i]);
+            }
         }
         for (int i = 1; i < threads; ++i) if (barriers[i] != barriers[0]) return false;
         return true;

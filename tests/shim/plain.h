@@ -1,4 +1,5 @@
-// CUDA C as C++ for kernels without barriers: threads of a block are a loop, images are shared out to the processor's threads.
+// CUDA C as C++ for kernels without barriers: the threads of a block are a loop, and images are
+// divided among the threads of the CPU.
 #pragma once
 #include <cmath>
 #define __global__
@@ -13,5 +14,7 @@ struct dim { unsigned x, y, z; };
 static thread_local dim blockIdx, threadIdx, blockDim, gridDim;
 static inline void __syncthreads() {}
 static inline void __syncwarp(unsigned = 0) {}
-template <class T> static inline T __shfl_xor_sync(unsigned, T v, int) { return v; }      // never called: one lane per group
-template <class T, class U> static inline void atomicAdd(T *p, U v) { *p += (T)v; }          // each image has one thread
+// Never called: there is one lane per group.
+template <class T> static inline T __shfl_xor_sync(unsigned, T v, int) { return v; }
+// No other thread adds: each image has one thread.
+template <class T, class U> static inline void atomicAdd(T *p, U v) { *p += (T)v; }
