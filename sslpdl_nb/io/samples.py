@@ -156,7 +156,7 @@ def find_real(
 # %% ../../nbs/34_io_samples.ipynb #c867131c
 @lru_cache(maxsize=None)
 def _sha256(path, changed) -> str:
-    "The checksum of a file, computed once until the time of its last change is another."
+    "The checksum of a file, computed anew only after the file has changed."
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

@@ -51,7 +51,7 @@ _RAIN = ("RAINC", "RAINNC", "RAINSH")  # of three schemes, amounts since the sta
 
 
 def _variable(ds, name, time) -> np.ndarray:
-    "A variable at the time of a number."
+    "A variable at one of the times of a file."
     return ds[name][time].values.astype(float)
 
 
