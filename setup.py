@@ -1,4 +1,5 @@
 "Packaging: everything is read from settings.ini; edit that file, not this one."
+
 from configparser import ConfigParser
 from pathlib import Path
 

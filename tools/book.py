@@ -122,7 +122,7 @@ def part_of(stem: str) -> tuple:
 
 # ------------------------------------------------------------------ the strip of a notebook
 
-STRIP = re.compile(r"<!-- strip -->.*?(?:<!-- /strip -->|(?=\n\n|\Z))", re.S)
+STRIP = re.compile(r"<!-- strip -->(?:.*<!-- /strip -->)?", re.S)
 
 
 def strip(stem: str) -> str:
