@@ -65,7 +65,8 @@ CONE = dict(
 )
 def test_places_of_a_grib_grid_are_those_of_eccodes(tmp_path, sample, keys):
     ec = grib._eccodes("test")
-    (tmp_path / "a.grib").write_bytes(content := message(ec, sample, keys, np.arange(30.0)))
+    content = message(ec, sample, keys, np.arange(30.0))
+    (tmp_path / "a.grib").write_bytes(content)
     lon, lat = grib_fields(tmp_path / "a.grib")[0].grid.lonlat()
     m = ec.codes_new_from_message(content)
     assert np.allclose(lat.ravel(), ec.codes_get_array(m, "latitudes"), atol=1e-5) and np.allclose(

@@ -34,6 +34,7 @@ from synthetic import (
 from sslpdl_nb.core import VARIABLE_NAMES, VARIABLES, DataError, GridError, SSLPDLError
 from sslpdl_nb.grids.regrid import Regridder
 from sslpdl_nb.grids.types import (
+    QPE_GRID,
     LambertGrid,
     cf_coordinates,
     crs_attributes,
@@ -146,7 +147,7 @@ def test_hrrr_to_five_kilometres():
     lon, lat = source.lonlat()
     assert isinstance(source, LambertGrid) and abs(lon[0, 0] % 360 - 237.28) < 0.01
     assert abs(lat[0, 0] - 21.138) < 0.01 and abs(lat[-1, -1] - 47.842) < 0.01
-    target = LambertGrid(149, 253, 5e3, -42 * 5e3, -135 * 5e3, lon0=-78.0, lat0=38.0)
+    target = replace(QPE_GRID, lon0=-78.0, lat0=38.0)
     rain = ds["rain"].values[0, 0].astype(float)
     a, b = (Regridder.between(source, target, m)(rain) for m in ("bilinear", "conservative"))
     assert np.isfinite(a).all() and abs(np.mean(a) / np.mean(b) - 1) < 0.02
@@ -269,7 +270,7 @@ def test_the_world_has_no_seam(tmp_path):
     gfs(tmp_path, grib._eccodes("test"))
     ds = read_nwp(tmp_path, "gfs", ("t2m",))
     # on both sides of Greenwich, between 350 and 0 degrees too
-    target = LambertGrid(20, 10, 200e3, -2000e3, -1000e3, lon0=-3.0, lat0=45.0)
+    target = LambertGrid(nx=20, ny=10, dx=200e3, x0=-2000e3, y0=-1000e3, lon0=-3.0, lat0=45.0)
     t = Regridder.between(grid_from_cf(ds), target)(ds["t2m"].values[0, 0].astype(float))
     assert np.isfinite(t).all()
     assert np.abs(t - (290 + 3 * wave(*target.lonlat()))).max() < 1.5
@@ -837,7 +838,9 @@ def test_raw_files_need_a_name_or_a_source(tmp_path):
 
 # ------------------------------------------------------------------ our own form
 
-OWN_GRID = LambertGrid(14, 16, 30e3, -200e3, -230e3, 128.0, 38.0, (35.0, 50.0))
+OWN_GRID = LambertGrid(
+    nx=14, ny=16, dx=30e3, x0=-200e3, y0=-230e3, lon0=128.0, lat0=38.0, parallels=(35.0, 50.0)
+)
 USUAL = dict(gh100=16500, gh500=5700, gh850=1500, slp=101000, rh500=50, rh850=70)
 USUAL |= dict(t2m=290, t500=260, t850=280, rain=1.0)
 
