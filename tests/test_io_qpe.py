@@ -5,6 +5,7 @@ Damage of any kind is refused by name and never crashes.
 
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ pytest.importorskip("pyproj")  # first: see grib._eccodes
 
 from fuzz import fuzz
 from real import real
+from small_archive import observation
 from synthetic import degrees, one_variable
 
-from sslpdl_nb.core import DataError, GridError
+from sslpdl_nb.core import DataError, GridError, SSLPDLError
 from sslpdl_nb.grids.types import grid_from_cf, projected_grid
 from sslpdl_nb.io.fields import Field
 from sslpdl_nb.io.lexicon import RAIN_SOURCES, RainSource
@@ -30,6 +32,7 @@ from sslpdl_nb.io.qpe import (
     window_mean,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
 START = np.datetime64("2020-07-01", "ns")
 HOUR = np.timedelta64(1, "h")
 GRID = projected_grid("+proj=longlat +R=6371229 +no_defs", [126.0, 127.0, 128.0], [36.0, 37.0])
@@ -365,3 +368,47 @@ def test_bad_files_are_refused_by_name_within_a_second(tmp_path, name):
         open_qpe(tmp_path / name)
     assert time.process_time() - begin < 1  # CPU time: other programs do not count
     assert [p.name for p in tmp_path.iterdir()] == [name]  # nothing left behind
+
+
+# ------------------------------------------------------------------ our own form
+
+
+def test_our_form_is_read_as_it_is(tmp_path):
+    valid = np.datetime64("2001-06-01", "ns") + np.arange(3) * np.timedelta64(1, "h")
+    qpe = observation(valid)
+    qpe["rain"][:, :, 0] = np.nan
+    qpe.to_netcdf(tmp_path / "qpe.nc")
+    back = open_qpe(tmp_path / "qpe.nc")
+    assert np.array_equal(back["rain"], qpe["rain"], equal_nan=True)
+    assert np.array_equal(back["time"], valid) and back["rain"].dtype == np.float32
+    (tmp_path / "folder.nc").mkdir()
+    with pytest.raises(DataError, match="folder.nc"):
+        open_qpe(tmp_path / "folder.nc")
+
+
+def test_damaged_files_of_our_form_raise_our_error_and_nothing_else(tmp_path):
+    qpe = observation(np.datetime64("2001-06-01", "ns") + np.arange(4) * np.timedelta64(1, "h"))
+    qpe.to_netcdf(tmp_path / "good.nc", encoding=dict(rain=dict(zlib=True)))
+    good, refused = (tmp_path / "good.nc").read_bytes(), 0
+    rng = np.random.default_rng(0)
+    for k in range(60):
+        bad = bytearray(good)
+        if k % 2 == 0:
+            bad = bad[: rng.integers(len(bad))]
+        else:
+            bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+        (tmp_path / "bad.nc").write_bytes(bad)
+        try:
+            open_qpe(tmp_path / "bad.nc")
+        except SSLPDLError as error:
+            refused += 1
+            assert "bad.nc" in str(error)
+    assert refused >= 30
+
+
+def test_the_sample_cut_off(tmp_path):
+    good = (ROOT / "data_samples" / "tiny" / "qpe.nc").read_bytes()
+    for size in (1, 8, 100, len(good) // 3, len(good) - 1):
+        (tmp_path / "cut.nc").write_bytes(good[:size])
+        with pytest.raises(DataError, match="cut.nc"):
+            open_qpe(tmp_path / "cut.nc")
