@@ -337,7 +337,7 @@ def _predictions(args) -> tuple:
 
     model, meta = load_model(args.checkpoint)
     samples = load_splits(args.store, meta["config"]).samples[args.split]
-    p = predict_probabilities(model, RainDataset(samples, meta["standardizer"]))
+    p = predict_probabilities(model, RainDataset(samples, meta["standardizer"]), progress=True)
     return samples, p, decide(p, meta["probability_thresholds"]), meta["config"]
 
 
@@ -463,7 +463,14 @@ def _predict(args):
 
     _check_map_options(args)
     grid = _domain(args.domain, args.checkpoint)
-    ds = predict(args.nwp, args.checkpoint, grid, args.source, args.climatology)
+    ds = predict(
+        args.nwp,
+        args.checkpoint,
+        grid,
+        source=args.source,
+        climatology=args.climatology,
+        progress=True,
+    )
     hours = (ds["lead_time"].values / np.timedelta64(1, "h")).tolist()
     missing = sorted(set(args.leads or ()) - set(hours))
     if missing:

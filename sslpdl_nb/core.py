@@ -141,6 +141,8 @@ _COUNTS = (
     "finetune_batch",
 )
 _RATES = ("pretrain_lr", "encoder_lr", "decoder_lr", "clip_norm")
+_TUPLES = ("image_size", "edges", "class_weights", "pretrain_betas", "finetune_betas")
+_SWITCHES = ("token_norm", "freeze_encoder")
 
 
 def _is_fraction(value) -> bool:
@@ -159,8 +161,17 @@ def _is_count(value) -> bool:
 
 
 # %% ../nbs/01_core.ipynb #5b1c7e02
+def _is_numbers(value) -> bool:
+    "Whether a value is a tuple of numbers."
+    return isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)
+
+
 def _single_rules(c):
     "Rules for one field each: (field, requirement, whether it holds)."
+    for name in _TUPLES:
+        yield name, "a tuple of numbers", _is_numbers(getattr(c, name))
+    for name in _SWITCHES:
+        yield name, "True or False", isinstance(getattr(c, name), bool)
     for name in _FRACTIONS:
         yield name, "a number from 0 to 1", _is_fraction(getattr(c, name))
     for name in _COUNTS:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from sslpdl_nb.core import DataError, mismatch
 
@@ -72,12 +73,15 @@ def predict_probabilities(
     model: nn.Module,  # gives logits (b, K, h, w)
     dataset: Dataset,  # items with "x" (v, h, w) standardised
     batch: int = 64,
+    progress: bool = False,  # show a progress bar
 ) -> np.ndarray:  # (n, K, h, w) probabilities
     "Class probabilities of every sample, nothing masked. Raises DataError for an empty data set."
     was_training, where = model.training, next(model.parameters()).device
     model.eval()
     loader = DataLoader(dataset, batch, generator=torch.Generator())
-    parts = [model(b["x"].to(where)).softmax(1).cpu() for b in loader]
+    hide = None if progress else True  # None: shown on a terminal
+    bar = tqdm(loader, "predicting", disable=hide, ncols=80)
+    parts = [model(b["x"].to(where)).softmax(1).cpu() for b in bar]
     model.train(was_training)
     if not parts:
         raise DataError(mismatch("predict_probabilities: samples", "at least one", 0))

@@ -317,6 +317,7 @@ def predict(
     grid: LambertGrid = None,  # where to predict; None = the grid of the checkpoint, or the store's
     source=None,  # of raw files: a key of io.lexicon.SOURCES; None = our own form or usual names
     climatology: str = "training",  # that normalises the input: training | own
+    progress: bool = False,  # show a progress bar
 ) -> xr.Dataset:  # CF dataset with dimensions time, lead_time, class | threshold, y, x
     """Rain probabilities of a forecast, NaN where it has no data.
 
@@ -342,7 +343,7 @@ def predict(
     standardizer = meta["standardizer"]
     if climatology == "own":
         standardizer = own_climatology(samples, standardizer)
-    p = predict_probabilities(model, RainDataset(samples, standardizer))
+    p = predict_probabilities(model, RainDataset(samples, standardizer), progress=progress)
     ds = _as_cf(p, samples, _Table.of(samples, files), grid, meta)
     return ds.assign_attrs(_attributes(meta, name, files, samples, climatology))
 

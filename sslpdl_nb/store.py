@@ -310,6 +310,13 @@ def _as_arrays(x, *statistics) -> tuple:
     return lib, *(a[:, None, None] for a in arrays)
 
 
+def _with_rain(x, rain):
+    "A copy of fields (..., v, h, w) with another rain (..., h, w)."
+    x = x.clone() if isinstance(x, torch.Tensor) else x.copy()
+    x[..., RAIN, :, :] = rain
+    return x
+
+
 # %% ../nbs/10_store.ipynb #87d5cbc2
 @dataclass(frozen=True)
 class Standardizer:
@@ -337,8 +344,7 @@ class Standardizer:
         "z = (x - mean) / std of (..., v, h, w) in our units; missing values become `missing`."
         lib, mean, std = _as_arrays(x, self.mean, self.std)
         if self.rain_transform == "log1p":
-            rain = lib.log1p(x[..., -1:, :, :].clip(min=0))
-            x = lib.concatenate([x[..., :-1, :, :], rain], -3)
+            x = _with_rain(x, lib.log1p(x[..., RAIN, :, :].clip(min=0)))
         z = (x - mean) / std
         return lib.where(lib.isnan(z), lib.full_like(z, missing), z)
 
@@ -348,7 +354,7 @@ class Standardizer:
         x = z * std + mean
         if self.rain_transform == "none":
             return x
-        return lib.concatenate([x[..., :-1, :, :], lib.expm1(x[..., -1:, :, :])], -3)
+        return _with_rain(x, lib.expm1(x[..., RAIN, :, :]))
 
     def to_dict(self) -> dict:
         "For JSON."

@@ -291,3 +291,19 @@ def test_core_needs_only_numpy_and_torch():
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("edges", "abc"),
+        ("image_size", 64),
+        ("pretrain_betas", ("a", "b")),
+        ("class_weights", None),
+        ("freeze_encoder", "no"),
+        ("token_norm", 1),
+    ],
+)
+def test_values_of_another_type_are_refused(name, value):
+    with pytest.raises(DataError, match=f"Config: {name}: expected"):
+        get_config(**{name: value})

@@ -245,7 +245,7 @@ def _eccodes(where):
 
         return eccodes
     except Exception as error:
-        expected = "the package eccodes, to read GRIB (pip install 'sslpdl_nb[data]')"
+        expected = "the package eccodes, to read GRIB (pip install 'sslpdl_nb[readers]')"
         raise DataError(mismatch(str(where), expected, error)) from error
 
 

@@ -77,7 +77,7 @@ def _hdf5(path, expected):
     try:
         import h5py
     except ImportError as error:
-        package = "the package h5py, to read HDF5 (pip install 'sslpdl_nb[data]')"
+        package = "the package h5py, to read HDF5 (pip install 'sslpdl_nb[readers]')"
         raise DataError(mismatch(str(path), package, error)) from error
     try:
         with h5py.File(path, "r") as h:
