@@ -107,7 +107,8 @@ BOOK = (
             ),
         ),
     ),
-    Part("Experiments and nowcasting", "Baselines, experiments, radar: in preparation."),
+    Part("Experiments", "Baselines, ablations and learning curves: in preparation."),
+    Part("Nowcasting", "From radar images to the next hour: in preparation."),
 )
 LESSONS = tuple(lesson for part in BOOK for lesson in part.lessons)
 
