@@ -158,6 +158,7 @@ def _add_evaluate(commands):
     p.add_argument("--checkpoint", required=True, help="fine-tuned network")
     p.add_argument("--split", default="test", choices=("train", "valid", "test"), help="which days")
     p.add_argument("--out", metavar="FILE.json", help="also write the scores")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.set_defaults(run=_evaluate)
 
 
@@ -469,7 +470,7 @@ def _predict(args):
         grid,
         source=args.source,
         climatology=args.climatology,
-        progress=True,
+        progress=not args.quiet,
     )
     hours = (ds["lead_time"].values / np.timedelta64(1, "h")).tolist()
     missing = sorted(set(args.leads or ()) - set(hours))

@@ -445,7 +445,7 @@ def rainmap(
             rains.append(observed[k])
         rain_image, probability_image = _draw_row(row_axes, one, k, rains, grid)
     colorbar(fig, rain_image, axes[:, :n_rain], location="bottom")
-    label = "probability (line: decided class)"
+    label = "probability (line: threshold)"
     bar = colorbar(fig, probability_image, axes[:, n_rain:], label, location="bottom")
     ticks = probability_image.norm.boundaries[::2]  # all of them do not fit
     bar.set_ticks(ticks, labels=[f"{v:g}" for v in ticks])

@@ -43,7 +43,7 @@ BOOK = (
             Lesson("00_tour", "", "the whole way from forecast to rain map, on the bundled sample"),
             Lesson("01_core", "core", "sixteen variables, one configuration, a glossary"),
             Lesson("02_grids", "grids.types", "where the pixels are: maps by hand and by PROJ"),
-            Lesson("03_viz", "viz", "maps, rain colours, coastlines without a network"),
+            Lesson("03_viz", "viz", "maps, rain colours, coastlines without a download"),
         ),
     ),
     Part(

@@ -72,7 +72,7 @@ def choose(
         expected = "tensors and an installation that fit it"
         raise DataError(mismatch(f"SSLPDL_DEFORM={name}", expected, problem))
     if device == "cuda":
-        slower = "Computing by grid_sample, which is several times slower."
+        slower = "Computing by grid_sample, which is slower."
         warnings.warn(f"deform_conv: {problem}. {slower}")
     return "grid_sample"
 
