@@ -202,6 +202,7 @@ def _add_predict(commands):
         default="checkpoint",
         help="checkpoint | central-us | a NetCDF file with a Lambert grid of the network's size",
     )
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.set_defaults(run=_predict)
 
 

@@ -280,7 +280,7 @@ def checkpoint(monkeypatch, tmp_path):
         lead_times=[25.0, 27.0],
     )
 
-    def probabilities(model, dataset):
+    def probabilities(model, dataset, progress=False):
         rain = dataset.inputs().numpy()[:, -1] * 1e6
         p = np.stack([np.exp(-rain), 0.8 * (1 - np.exp(-rain)), 0.2 * (1 - np.exp(-rain))], 1)
         return p.astype(np.float32)

@@ -52,7 +52,7 @@ def checkpoint(monkeypatch, tmp_path):
         lead_times=[25.0, 27.0],
     )
 
-    def probabilities(model, dataset):
+    def probabilities(model, dataset, progress=False):
         score = np.einsum("nvyx,v->nyx", dataset.inputs().numpy(), np.linspace(0.1, 1, 16))
         logits = np.stack([np.zeros_like(score), score, 2 * score - 2], 1)
         p = np.exp(logits.clip(-20, 20))
