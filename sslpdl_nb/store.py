@@ -270,34 +270,42 @@ def statistics(
 
 
 # %% ../nbs/10_store.ipynb #31a4ace8
-def _statistics(x, rain_transform) -> tuple:
-    "Mean and standard deviation of every variable of (n, v, h, w), one variable after the other."
-    if rain_transform not in ("log1p", "none"):
-        raise DataError(mismatch("rain_transform", "log1p or none", repr(rain_transform)))
-    if x.size == 0 or not np.isfinite(x).any((0, 2, 3)).all():
-        found = f"shape {x.shape}, variables without values"
+def _refuse_unknown(numbers, samples):
+    "Raises DataError if a variable has no values, unless the store says that it has none."
+    absent = str(samples.attrs.get("absent_variables", "")).split()
+    unknown = [n for n, number in zip(VARIABLE_NAMES, numbers) if number == 0 and n not in absent]
+    if unknown:
+        found = f"none of {', '.join(unknown)}"
         raise DataError(mismatch("training samples", "values of every variable", found))
-    mean, std = [], []
+
+
+def _statistics(samples, rain_transform) -> tuple:
+    "Mean and standard deviation of every variable of (n, v, h, w), one variable after the other."
+    x = samples["forecast"].values
+    _refuse_unknown(np.isfinite(x).sum((0, 2, 3)), samples)
+    mean, std = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     for v in range(x.shape[1]):
         field = x[:, v].astype(float)
         if v == RAIN and rain_transform == "log1p":
             field = np.log1p(np.maximum(field, 0))
-        mean.append(np.nanmean(field))
-        std.append(np.nanstd(field))
-    return np.array(mean), np.array(std)
+        if np.isfinite(field).any():
+            mean[v], std[v] = np.nanmean(field), np.nanstd(field)
+    return mean, std
 
 
 def _merged_statistics(samples, rain_transform) -> tuple:
     "The same for samples on disk, from moments."
     if rain_transform == "log1p" and "moments" in samples:
-        return statistics(samples["moments"].values)
-    merged = []
-    for block in blocks_of(samples):
-        for fields in block["forecast"].values:
-            if rain_transform == "none":  # moments takes the logarithm: undo it beforehand
-                fields = fields.copy()
-                fields[RAIN] = np.expm1(fields[RAIN])
-            merged.append(moments(fields))
+        merged = samples["moments"].values
+    else:
+        merged = []
+        for block in blocks_of(samples):
+            for fields in block["forecast"].values:
+                if rain_transform == "none":  # moments takes the logarithm: undo it beforehand
+                    fields = fields.copy()
+                    fields[RAIN] = np.expm1(fields[RAIN])
+                merged.append(moments(fields))
+    _refuse_unknown(np.asarray(merged)[:, 0].sum(0), samples)
     return statistics(merged)
 
 
@@ -330,10 +338,13 @@ class Standardizer:
     def fit(cls, samples: xr.Dataset, rain_transform: str = "log1p") -> Standardizer:
         """Statistics of the forecasts in `samples`; use training samples only.
 
-        Raises DataError without samples, or if a variable has no values.
+        Raises DataError without samples, or if a variable has no values; those that the store
+        names in its attribute `absent_variables` get mean 0 and standard deviation 1.
         """
+        if rain_transform not in ("log1p", "none"):
+            raise DataError(mismatch("rain_transform", "log1p or none", repr(rain_transform)))
         if in_memory(samples):
-            mean, std = _statistics(samples["forecast"].values, rain_transform)
+            mean, std = _statistics(samples, rain_transform)
         else:
             mean, std = _merged_statistics(samples, rain_transform)
         constant = std <= 1e-6 * np.maximum(np.abs(mean), 1)

@@ -455,3 +455,21 @@ def test_on_disk_with_worker_processes(twenty):
     loaders = [torch.utils.data.DataLoader(train, 4, num_workers=n) for n in (0, 2)]
     alone, helped = ([batch["x"] for batch in loader] for loader in loaders)
     assert all(torch.equal(a, b) for a, b in zip(alone, helped))
+
+
+# ------------------------------------------------------------------ variables that a model lacks
+
+
+@pytest.mark.parametrize("memory", [4e9, 1.0])
+def test_absent_variables_must_be_named(samples, tmp_path, memory):
+    without = samples.copy(deep=True)
+    without["forecast"][:, 0] = np.nan
+    write_store(without, tmp_path / "silent.zarr")
+    with raises(DataError, "gh100"):
+        Standardizer.fit(open_store(tmp_path / "silent.zarr", memory))
+    without.attrs["absent_variables"] = "gh100"
+    write_store(without, tmp_path / "said.zarr")
+    standardizer = Standardizer.fit(open_store(tmp_path / "said.zarr", memory))
+    assert standardizer.mean[0] == 0 and standardizer.std[0] == 1
+    z = standardizer.transform(without["forecast"].values)
+    assert (z[:, 0] == 0).all() and np.isfinite(z).all()
