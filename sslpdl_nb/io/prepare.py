@@ -31,7 +31,8 @@ from sslpdl_nb.grids.types import QPE_GRID, LambertGrid, grid_from_cf
 from sslpdl_nb.io.fields import list_files, open_file
 from sslpdl_nb.io.lexicon import the_source
 from sslpdl_nb.io.netcdf import open_lazy
-from sslpdl_nb.io.nwp import evaluate, plan, scan
+from sslpdl_nb.io.nwp import scan
+from sslpdl_nb.io.plan import evaluate, plan
 from sslpdl_nb.io.qpe import accumulation_windows, rain_fields, window_mean
 from sslpdl_nb.store import create_store, moments, quiet
 

@@ -26,12 +26,11 @@ from sslpdl_nb.io.nwp import (
     check_grid,
     check_variable,
     describe_files,
-    is_amount,
     is_our_form,
     longer_note,
-    millimetres,
     read_dataset,
 )
+from sslpdl_nb.io.plan import is_amount, millimetres
 
 # %% auto #0
 __all__ = [
