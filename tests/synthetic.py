@@ -65,6 +65,8 @@ PARAMETERS = dict(
     prate=(1, 7),
     ncpcp=(1, 9),
     acpcp=(1, 10),
+    tot_prec=(1, 52),
+    hsurf=(3, 6),
 )  # WMO's tables: category, number; 198 is NCEP's own
 SURFACES = dict(p=100, ground=103, sea=101, surface=1)
 
@@ -404,7 +406,62 @@ def wrfout(folder, ec):
     return dict(leads=[1, 2])
 
 
+def upwards(step, south, north, west, east):
+    "Keys of a map in degrees, from south to north as DWD writes it; its longitudes and latitudes."
+    keys, lon, lat = world(step, south, north, west, east)
+    first, last = "latitudeOfFirstGridPointInDegrees", "latitudeOfLastGridPointInDegrees"
+    keys |= {first: south, last: north, "jScansPositively": 1}
+    return keys, lon[::-1], lat[::-1]
+
+
+def icon(folder, ec, model, area, levels, hours=(1, 2)):
+    """One file for each variable, level and hour, named as on DWD's server; rain since the start.
+
+    The height of the ground has a file of its own, in hour 0, on a surface with no type of level.
+    """
+    grid, lon, lat = area
+    q = truth(lon, lat)
+
+    def write(kind, hour, name, number, values, where, **more):
+        content = grib2(ec, "edzw", grid, number, values, where, hour, **more)
+        (folder / f"{model}_regular-lat-lon_{kind}_2024070100_{name}.grib2").write_bytes(content)
+
+    for hour in hours:
+        for p in levels:
+            where = ("p", 100 * p)
+            for name, number, ours in (("t", "t", "t"), ("relhum", "r", "rh"), ("u", "u", "u")):
+                file = f"{hour:03}_{p}_{name}"
+                write("pressure-level", hour, file, number, q[f"{ours}{p}"], where)
+            write("pressure-level", hour, f"{hour:03}_{p}_v", "v", q[f"v{p}"], where)
+            heights = q[f"gh{p}"] * 9.80665
+            write("pressure-level", hour, f"{hour:03}_{p}_fi", "z", heights, where)
+        for name, number, ours, where in (
+            ("pmsl", "prmsl", "slp", ("sea", 0)),
+            ("t_2m", "t", "t2m", ("ground", 2)),
+            ("u_10m", "u", "u10", ("ground", 10)),
+            ("v_10m", "v", "v10", ("ground", 10)),
+        ):
+            write("single-level", hour, f"{hour:03}_2d_{name}", number, q[ours], where)
+        rain, file = q["rain"] * hour, f"{hour:03}_2d_tot_prec"
+        write("single-level", hour, file, "tot_prec", rain, ("surface", 0), since=0)
+    ground = dict(typeOfSecondFixedSurface=101)
+    more = dict(keys=ground)
+    write("time-invariant", 0, "000_0_hsurf", "hsurf", 50 + 0 * lat, ("surface", 0), **more)
+    return dict(leads=list(hours))
+
+
+def icon_eu(folder, ec):
+    "ICON-EU, with the levels that we need."
+    return icon(folder, ec, "icon-eu_europe", upwards(0.0625, 45.0, 46.0, 5.0, 6.5), LEVELS)
+
+
+def icon_d2(folder, ec):
+    "ICON-D2: no level of 100 hPa."
+    return icon(folder, ec, "icon-d2_germany", upwards(0.02, 47.0, 47.4, 8.0, 8.6), (500, 850))
+
+
 BUILT = {"gfs": gfs, "rdaps-kim": rdaps_kim, "hrrr": hrrr, "arpege": arpege, "era5": era5}
+BUILT |= {"icon-eu": icon_eu}
 
 
 # ------------------------------------------------------------------ small NetCDF files

@@ -1,6 +1,7 @@
 "Source tables: every row follows the grammar, every quantity is known, wrong names are refused."
 
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -40,20 +41,51 @@ def test_every_row_of_every_table(name):
 
 def test_each_table_says_on_what_it_was_tried():
     built = {name for name, source in SOURCES.items() if "built" in source.tried}
-    # wrfout, era5-netcdf, komet-gdaps: test_io_nwp.py; sslpdl: test_io_prepare.py
-    assert built == {*BUILT, "wrfout", "era5-netcdf", "komet-gdaps", "sslpdl"}
+    # icon-d2, wrfout, era5-netcdf, komet-gdaps: test_io_nwp.py; sslpdl: test_io_prepare.py
+    assert built == {*BUILT, "icon-d2", "wrfout", "era5-netcdf", "komet-gdaps", "sslpdl"}
     assert {name for name, source in SOURCES.items() if not source.tried} == {"grib"}
     assert all("real" in s.tried or s.tried == "built" for s in RAIN_SOURCES.values())
 
 
 def test_the_general_table_knows_all_names_of_grib():
-    for name in ("wrf", "hrrr", "gfs", "arpege", "arome", "rdaps-kim", "era5"):
+    for name in (
+        "wrf",
+        "hrrr",
+        "gfs",
+        "arpege",
+        "arome",
+        "rdaps-kim",
+        "era5",
+        "icon-eu",
+        "icon-d2",
+    ):
         unknown = names_in(SOURCES[name]) - names_in(SOURCES["grib"])
         assert unknown <= {"prate"}, (name, unknown)
         for variable in VARIABLE_NAMES:
             known = {key for parts in alternatives(SOURCES["grib"], variable) for key in parts}
             mine = {key for parts in alternatives(SOURCES[name], variable) for key in parts}
             assert {key for key in mine if key[0] != "prate"} <= known
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("kwbc od hrrr.t00z.wrfsfcf12.grib2", "hrrr"),
+        ("kwbc od gfs.t00z.pgrb2.0p25.f007", "gfs"),
+        ("kwbc od wrfprs_ruc13_12.tm00_G212", "wrf"),
+        ("edzw od icon-d2_germany_regular-lat-lon_single-level_2024070100_001_2d_pmsl", "icon-d2"),
+        ("edzw od icon-eu_europe_regular-lat-lon_pressure-level_2024070100_001_500_FI", "icon-eu"),
+        ("lfpw od arpege_2m_NW_20180501000000.grib", "arpege"),
+        ("lfpw od arome_PRECIP_NW_20180501000000.grib", "arome"),
+        ("rksl od r030_v040_ne36_pres_h005.2024070100.gb2", "rdaps-kim"),
+        ("ecmf ea adaptor.mars.internal.grib", "era5"),
+        ("kwbc od forecast.grib2", None),
+        ("ecmf od forecast.grib", None),
+    ],
+)
+def test_signs_point_to_one_model(text, name):
+    found = [n for n, source in SOURCES.items() if source.signs and re.search(source.signs, text)]
+    assert [n for n in found if not n.endswith("-netcdf")] == ([name] if name else [])
 
 
 def test_order_sums_and_levels():

@@ -17,6 +17,7 @@ __all__ = [
     "PRESSURE",
     "SURFACE",
     "ECMWF",
+    "DWD",
     "KOREA",
     "SOURCES",
     "RAIN_SOURCES",
@@ -88,6 +89,7 @@ ECMWF = {
     "v10": "10v surface 0 | 10v heightAboveGround 10",
     "orog": "z surface 0 | orog surface 0",
 }
+DWD = {"orog": "HSURF unknown 0 | h surface 0"}
 KOREA = {
     "t2m": "2t heightAboveGround 2 | t heightAboveGround 1.5",
     "rain": "tp surface 0 | 0.1.8 surface 0 | ncpcp surface 0 + acpcp surface 0",
@@ -108,47 +110,80 @@ def _joined(*tables) -> dict:
 # %% ../../nbs/41_io_lexicon.ipynb #e8c8bdb3
 SOURCES = {
     "grib": Source(
-        fields=_joined(PRESSURE, SURFACE, ECMWF, KOREA),
+        fields=_joined(PRESSURE, SURFACE, ECMWF, KOREA, DWD),
         about="the names of all GRIB models below",
     ),
     "wrf": Source(
         fields=PRESSURE | SURFACE,
         about="WRF through its post-processor: no heights, no sea-level pressure (both derived)",
         tried="real",
+        signs="kwbc .*wrfprs_",
     ),
     "wrfout": Source(
         fields=PRESSURE | SURFACE,
         about="raw WRF output",
         tried="real: surface, 850 hPa; built: all",
+        elsewhere="raw WRF output: 100 hPa must lie below the top of the model, p_top_requested",
     ),
     "hrrr": Source(
         fields=PRESSURE | SURFACE | {"slp": "mslma meanSea 0 | mslet meanSea 0"},
         about="HRRR",
         tried="real: rain; built: all",
+        elsewhere="HRRR: all pressure levels are in hrrr.tHHz.wrfprsfFF.grib2; wrfsfcf has few",
+        signs="kwbc .*(hrrr|wrf(sfc|prs|nat|subh)f\\d\\d)",
     ),
     "gfs": Source(
         fields=PRESSURE | SURFACE | {"rain": "tp surface 0 | prate surface 0"},
         about="GFS, pgrb2",
         tried="built",
+        elsewhere="GFS: 100, 500 and 850 hPa and the ground are in pgrb2, not in pgrb2b",
+        signs="kwbc .*(gfs|pgrb2)",
     ),
 }
 
 # %% ../../nbs/41_io_lexicon.ipynb #5743484b
 SOURCES |= {
+    "icon-eu": Source(
+        fields=PRESSURE | SURFACE | DWD,
+        about="ICON global and ICON-EU",
+        tried="built",
+        elsewhere="ICON: one file for each variable and level: fi, t, relhum, u, v on pressure "
+        "levels; pmsl, t_2m, u_10m, v_10m, tot_prec",
+        signs="edzw .*(icon(?!-d2)|_(fi|relhum|pmsl|tot_prec)\\b)",
+    ),
+    "icon-d2": Source(
+        fields=PRESSURE | SURFACE | DWD,
+        about="ICON-D2: no level of 100 hPa",
+        tried="built",
+        elsewhere="ICON-D2: one file for each variable and level; its highest level is 200 hPa, so "
+        "gh100 is in no file: take it from ICON-EU, or do without it",
+        signs="edzw .*icon-d2",
+    ),
     "arpege": Source(
         fields=PRESSURE | SURFACE,
         about="ARPEGE of MeteoNet",
         tried="real: 2 m, 10 m, rain; built: all",
+        elsewhere="MeteoNet: one file for 2 m, 10 m and rain each, and no pressure levels",
+        signs="lfpw .*arpege",
     ),
     "arome": Source(
         fields=PRESSURE | SURFACE,
         about="AROME of MeteoNet",
         tried="real: rain",
+        elsewhere="MeteoNet: one file for 2 m, 10 m and rain each, and no pressure levels",
+        signs="lfpw .*arome",
     ),
+}
+
+# %% ../../nbs/41_io_lexicon.ipynb #bbb16ff7
+SOURCES |= {
     "rdaps-kim": Source(
         fields=PRESSURE | SURFACE | KOREA,
-        about="RDAPS and KIM, GRIB 2 of pressure levels and of the surface",
+        about="RDAPS, LDAPS and KIM, GRIB 2 of pressure levels and of the surface",
         tried="built",
+        elsewhere="KMA: pressure levels are in the files *_pres_hFFF.*, the ground and sea level in "
+        "*_unis_hFFF.*",
+        signs="rksl |_(pres|unis)_h\\d{3}",
     ),
     "era5": Source(
         fields=PRESSURE | SURFACE | ECMWF,
@@ -157,6 +192,9 @@ SOURCES |= {
         rain=1,
         amounts=("tp",),
         analysis=True,
+        elsewhere="ERA5: levels are in reanalysis-era5-pressure-levels, the ground, sea level and "
+        "rain in reanalysis-era5-single-levels",
+        signs="ecmf ea |era5",
     ),
 }
 
@@ -176,6 +214,8 @@ SOURCES["era5-netcdf"] = Source(
     rain=1,
     amounts=("tp",),
     analysis=True,
+    elsewhere=SOURCES["era5"].elsewhere,
+    signs="ecmf|era5",
 )
 SOURCES["met-netcdf"] = Source(
     fields={
@@ -330,6 +370,24 @@ RAIN_SOURCES = {
         about="the stage sample as one NetCDF file",
         tried="real",
         minutes=180,
+    ),
+}
+
+# %% ../../nbs/41_io_lexicon.ipynb #a7c31e52
+_MRMS_FAMILIES = ("MultiSensor_QPE_{}_Pass2", "MultiSensor_QPE_{}_Pass1", "GaugeCorr_QPE_{}")
+_MRMS_FAMILIES += ("RadarOnly_QPE_{}", "MountainMapper_QPE_{}", "GaugeOnly_QPE_{}")
+_MRMS_HOURS = ("01H", "03H", "06H", "12H", "24H", "48H", "72H")
+RAIN_SOURCES |= {
+    "odim": RainSource(
+        names=("ACRR", "RATE"),
+        about="composites in the form of ODIM, HDF5",
+        tried="real: OPERA, Belgium",
+    ),
+    "mrms": RainSource(
+        names=tuple(family.format(hours) for hours in _MRMS_HOURS for family in _MRMS_FAMILIES)
+        + ("RadarOnly_QPE_15M", "PrecipRate"),
+        about="MRMS of the United States, GRIB 2",
+        tried="real: rates; built: all",
     ),
 }
 
