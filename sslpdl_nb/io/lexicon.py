@@ -149,7 +149,7 @@ SOURCES |= {
         tried="built",
         elsewhere="ICON: one file for each variable and level: fi, t, relhum, u, v on pressure "
         "levels; pmsl, t_2m, u_10m, v_10m, tot_prec",
-        signs="edzw .*(icon(?!-d2)|_(fi|relhum|pmsl|tot_prec)\\b)",
+        signs="edzw .*icon(?!-d2)",
     ),
     "icon-d2": Source(
         fields=PRESSURE | SURFACE | DWD,
@@ -181,7 +181,7 @@ SOURCES |= {
         fields=PRESSURE | SURFACE | KOREA,
         about="RDAPS, LDAPS and KIM, GRIB 2 of pressure levels and of the surface",
         tried="built",
-        elsewhere="KMA: pressure levels are in the files *_pres_hFFF.*, the ground and sea level in "
+        elsewhere="KMA: pressure levels are in *_pres_hFFF.*, the ground and sea level in "
         "*_unis_hFFF.*",
         signs="rksl |_(pres|unis)_h\\d{3}",
     ),
