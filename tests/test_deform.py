@@ -89,6 +89,86 @@ def test_gradcheck(kernel, monkeypatch):
     assert torch.autograd.gradcheck(lambda *t: deform_conv(*t, groups=2, **geometry), tensors)
 
 
+# ------------------------------------------------------------------ the formula of the paper
+
+
+def hat(positions, n):
+    "g(q, p) = max(0, 1 - |q - p|) of every pixel q of an axis, (..., n) (Dai et al. 2017, eq. 4)."
+    return (1 - (positions[..., None] - torch.arange(n, dtype=positions.dtype)).abs()).relu()
+
+
+def formula(value, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale):
+    """y(p0) = sum over g and k of w_g m_gk x_g(p0 + p_k + dp_gk) (Wang et al. 2023, eq. 2; w = 1).
+
+    Written from the paper: every tap in turn, and each sample a sum over *all* pixels of the field.
+    """
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
+    (n, h, w, _), (ho, wo) = value.shape, offset.shape[1:3]
+    steps = offset.reshape(n, ho, wo, groups, kw, kh, 2)  # the taps column by column
+    weights = mask.reshape(n, ho, wo, groups, kw, kh)
+    centre_x, centre_y = dw * (kw - 1) // 2, dh * (kh - 1) // 2
+    x0 = sw * torch.arange(wo) - pw + centre_x
+    y0 = sh * torch.arange(ho)[:, None] - ph + centre_y
+    parts = []
+    for g, field in enumerate(value.chunk(groups, -1)):
+        total = 0
+        for a in range(kw):
+            for b in range(kh):
+                x = x0 + offset_scale * (a * dw - centre_x + steps[:, :, :, g, a, b, 0])
+                y = y0 + offset_scale * (b * dh - centre_y + steps[:, :, :, g, a, b, 1])
+                sample = torch.einsum("nijr,nijq,nrqc->nijc", hat(y, h), hat(x, w), field)
+                total = total + weights[:, :, :, g, a, b, None] * sample
+        parts.append(total)
+    return torch.cat(parts, -1)
+
+
+PUBLISHED = dict(kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), offset_scale=1)
+CASES = [  # images, rows, columns, groups, channels of a group, offset std (pixels), geometry
+    (2, 7, 6, 1, 3, 1.5, dict()),
+    (1, 8, 5, 2, 4, 1.5, dict()),
+    (2, 6, 9, 4, 2, 0.3, dict()),
+    (1, 7, 7, 3, 1, 12.0, dict()),  # nearly all samples outside
+    (2, 9, 8, 2, 3, 2.0, dict(stride=(2, 2))),
+    (1, 11, 7, 2, 2, 1.0, dict(stride=(3, 2), padding=(0, 1))),
+    (1, 9, 9, 2, 4, 1.5, dict(dilation=(2, 2), padding=(2, 2))),
+    (1, 10, 8, 1, 5, 1.5, dict(dilation=(3, 1), padding=(0, 3))),
+    (1, 8, 7, 2, 3, 1.5, dict(kernel_size=(5, 5), padding=(2, 2))),
+    (2, 9, 6, 1, 4, 2.5, dict(kernel_size=(5, 3), padding=(2, 1), stride=(1, 2))),
+    (1, 6, 8, 2, 2, 1.5, dict(kernel_size=(1, 1), padding=(0, 0))),
+    (1, 12, 9, 1, 3, 1.5, dict(kernel_size=(7, 7), padding=(3, 3), stride=(2, 2))),
+    (2, 7, 6, 2, 3, 1.5, dict(offset_scale=2.0)),
+    (1, 7, 8, 2, 3, 4.0, dict(offset_scale=0.5, kernel_size=(5, 5), padding=(1, 2))),
+    (1, 9, 9, 2, 2, 1.5, dict(offset_scale=1.5, dilation=(2, 2), stride=(2, 1), padding=(2, 2))),
+    (1, 6, 7, 2, 3, 1.0, dict(kernel_size=(2, 4), padding=(1, 2), dilation=(1, 2))),  # even
+    (1, 1, 1, 2, 2, 1.0, dict()),  # one pixel
+    (1, 4, 3, 1, 2, 1.0, dict(padding=(3, 4))),  # output pixels outside the field
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_equals_the_formula_of_the_paper(kernel, case, monkeypatch):
+    "The output and all gradients, in double precision."
+    monkeypatch.setenv("SSLPDL_DEFORM", kernel)
+    n, h, w, groups, per_group, std, changes = case
+    geometry = PUBLISHED | changes
+    tensors = inputs(n, h, w, groups, per_group, std, grad=True, **geometry)
+    theirs = output_and_gradients(formula, tensors, groups=groups, **geometry)
+    ours = output_and_gradients(deform_conv, tensors, groups=groups, **geometry)
+    assert theirs[0].abs().max() > 0.01 and theirs[2].abs().max() > 0.01
+    for a, b in zip(ours, theirs):
+        assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+
+
+def test_the_formula_by_hand():
+    "x = 1.25, y = 2.5 in the field 0 ... 15: half way between 9.25 and 13.25."
+    field = torch.arange(16.0).reshape(1, 4, 4, 1)
+    offset, mask = torch.zeros(1, 4, 4, 2), torch.full((1, 4, 4, 1), 2.0)
+    offset[0, 2, 1] = torch.tensor([0.25, 0.5])
+    one_tap = PUBLISHED | dict(kernel_size=(1, 1), padding=(0, 0))
+    assert formula(field, offset, mask, 1, **one_tap)[0, 2, 1] == 2 * 11.25
+
+
 def test_size_of_the_output_is_that_of_a_convolution():
     for geometry in (
         dict(),
