@@ -92,6 +92,7 @@ BOOK = (
             Lesson("41_io_lexicon", "io.lexicon", "the names that models and radars use"),
             Lesson("42_io_plan", "io.plan", "how each of sixteen variables is made"),
             Lesson("43_io_nwp", "io.nwp", "forecasts of any model as one dataset"),
+            Lesson("44_io_radar", "io.radar", "radar images: from counts to rain"),
             Lesson("45_io_qpe", "io.qpe", "observed rain, added up to hours"),
             Lesson("46_io_prepare", "io.prepare", "from a year of files to one store"),
             Lesson("48_cli", "cli", "six commands, and a real forecast"),

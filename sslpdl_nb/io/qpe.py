@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 
 from sslpdl_nb.core import RAIN, VARIABLES, DataError, GridError, SSLPDLError, mismatch
-from sslpdl_nb.grids.types import cf_coordinates, crs_attributes, projected_grid
+from sslpdl_nb.grids.types import cf_coordinates, crs_attributes
 from sslpdl_nb.io.derive import check_values
-from sslpdl_nb.io.fields import Field, add_file_name, as_raw_file, list_files, open_file
+from sslpdl_nb.io.fields import add_file_name, as_raw_file, list_files, open_file
 from sslpdl_nb.io.grib import grib_fields
 from sslpdl_nb.io.lexicon import RAIN_SOURCES, RainSource, the_rain_source
 from sslpdl_nb.io.netcdf import netcdf_grid, netcdf_values, open_lazy
@@ -31,10 +31,18 @@ from sslpdl_nb.io.nwp import (
     read_dataset,
 )
 from sslpdl_nb.io.plan import is_amount, millimetres
+from sslpdl_nb.io.radar import (
+    hdf5_format,
+    hours_covered,
+    imerg_fields,
+    knmi_fields,
+    mrms_fields,
+    odim_fields,
+    rain_image,
+)
 
 # %% auto #0
 __all__ = [
-    "knmi_fields",
     "rain_fields",
     "window_mean",
     "accumulation_windows",
@@ -42,171 +50,6 @@ __all__ = [
     "check_qpe",
     "open_qpe",
 ]
-
-
-# %% ../../nbs/45_io_qpe.ipynb #5b0c2d11
-def _image(file, grid, time, hours, units, read) -> Field:
-    "An image of rain as a field that is not read yet."
-    begin, end = hours  # counted from `time`
-    return Field(
-        name="rain",
-        level_type="surface",
-        level=0.0,
-        reference_time=time,
-        start_step=begin,
-        end_step=end,
-        units=units,
-        file_name=file.path.name,
-        grid=grid,
-        read=read,
-        file_id=file.file_id,
-    )
-
-
-def _hours_covered(source, minutes) -> tuple:
-    "First and last hour of an image, counted from its time."
-    hours = minutes / 60
-    return (0.0, hours) if source.time_label == "start" else (-hours, 0.0)
-
-
-# %% ../../nbs/45_io_qpe.ipynb #3a3afc61
-@contextmanager
-def _hdf5(path, expected):
-    "An open HDF5 file; whatever goes wrong while it is read becomes a DataError."
-    try:
-        import h5py
-    except ImportError as error:
-        package = "the package h5py, to read HDF5 (pip install 'sslpdl_nb[readers]')"
-        raise DataError(mismatch(str(path), package, error)) from error
-    try:
-        with h5py.File(path, "r") as h:
-            yield h
-    except SSLPDLError:
-        raise
-    except Exception as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(mismatch(str(path), expected, found)) from error
-
-
-def _text(value) -> str:
-    "An HDF5 attribute as text."
-    value = np.ravel(value)[0]
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-# %% ../../nbs/45_io_qpe.ipynb #9c41e7b2
-_FORMULA = re.compile(r"GEO=([\d.eE+-]+)\*PV\+?(-?[\d.eE+-]+)")
-
-
-def _knmi_values(path) -> np.ndarray:
-    "Millimetres of one image, NaN = missing, rows from south to north."
-    with _hdf5(path, "a KNMI radar image") as h:
-        counts = h["image1/image_data"][:]
-        attributes = h["image1/calibration"].attrs
-        formula = _text(attributes["calibration_formulas"])
-        slope, offset = (float(v) for v in _FORMULA.fullmatch(formula).groups())
-        names = ("calibration_missing_data", "calibration_out_of_image")
-        unknown = [int(np.ravel(attributes[n])[0]) for n in names]
-        values = np.where(np.isin(counts, unknown), np.nan, slope * counts + offset)
-    return values[::-1]
-
-
-# %% ../../nbs/45_io_qpe.ipynb #d81b50f4
-def _in_metres(projection) -> str:
-    "A PROJ string with the axes of the ellipsoid in metres instead of kilometres."
-
-    def axis(match):
-        length = float(match[2])
-        return f"+{match[1]}={length * 1000 if length < 1e5 else length}"
-
-    return re.sub(r"\+([ab])=([\d.]+)", axis, projection)
-
-
-def _knmi_grid(h) -> tuple:
-    "The grid of a KNMI file; corners of the map as the file gives them (4, 2) in degrees."
-    geo = {name: np.ravel(value) for name, value in h["geographic"].attrs.items()}
-    rows, columns = (int(geo[f"geo_number_{n}"][0]) for n in ("rows", "columns"))
-    if not 0 < rows * columns < 10**8:
-        raise ValueError(f"{rows} x {columns} pixels")
-    x = geo["geo_column_offset"][0] + np.arange(columns) + 0.5
-    y = geo["geo_row_offset"][0] + np.arange(rows) + 0.5
-    x = x * geo["geo_pixel_size_x"][0] * 1000.0
-    y = y * geo["geo_pixel_size_y"][0] * 1000.0  # from north to south
-    attributes = h["geographic/map_projection"].attrs
-    projection = _in_metres(_text(attributes["projection_proj4_params"]))
-    grid = projected_grid(projection + " +no_defs", x, y[::-1])
-    return grid, geo["geo_product_corners"].reshape(4, 2).astype(float)
-
-
-# %% ../../nbs/45_io_qpe.ipynb #6a2f18d9
-def _corners(grid) -> np.ndarray:  # (4, 2) longitude and latitude
-    "The outer corners of a map, from the lower left one clockwise."
-    half_x, half_y = (grid.x[1] - grid.x[0]) / 2, (grid.y[1] - grid.y[0]) / 2
-    west, east = grid.x[0] - half_x, grid.x[-1] + half_x
-    south, north = grid.y[0] - half_y, grid.y[-1] + half_y
-    x = np.array([west, west, east, east])
-    y = np.array([south, north, north, south])
-    return np.stack(grid.unproject(x, y), -1)
-
-
-def _knmi_time(text) -> np.datetime64:
-    "A time such as 26-AUG-2010;00:05:00.000."
-    months = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split()
-    day, month, year, clock = re.fullmatch(r"(\d\d)-(\w{3})-(\d{4});([\d:.]+)", text).groups()
-    number = months.index(month.upper()) + 1
-    return np.datetime64(f"{year}-{number:02}-{day}T{clock}", "ns")
-
-
-# %% ../../nbs/45_io_qpe.ipynb #df6d6fea
-def knmi_fields(
-    file,  # RawFile or path, HDF5
-) -> list:  # one Field, mm
-    """The image of a KNMI radar file.
-
-    Raises DataError for another or a damaged file, GridError if the projection does not give
-    the corners of the map within 0.02 degrees.
-    """
-    file = as_raw_file(file)
-    with _hdf5(file.path, "a KNMI radar file") as h:
-        grid, corners = _knmi_grid(h)
-        found = _corners(grid)
-        times = h["overview"].attrs
-        begin, end = (_knmi_time(_text(times[f"product_datetime_{k}"])) for k in ("start", "end"))
-    if not np.abs(found - corners).max() < 0.02:
-        what = f"{file.path}: corners of the map"
-        raise GridError(mismatch(what, corners.round(3).tolist(), found.round(3).tolist()))
-    hours = float((end - begin) / np.timedelta64(1, "h"))
-    return [_image(file, grid, end, (-hours, 0.0), "mm", partial(_knmi_values, str(file.path)))]
-
-
-# %% ../../nbs/45_io_qpe.ipynb #60304ff6
-def _imerg_values(path, name, number) -> np.ndarray:
-    "One half hour in the unit of the file, NaN = missing, rows from south to north."
-    with _hdf5(path, "an IMERG file") as h:
-        values = h["Grid"][name][number].T.astype(float)
-    return np.where(values < -0.5, np.nan, values)
-
-
-def _imerg_times(seconds) -> np.ndarray:
-    "The times of an HDF5 variable of seconds since a date."
-    since = re.search(r"since (\d{4}-\d\d-\d\d)", _text(seconds.attrs.get("units", b"")))
-    epoch = np.datetime64(since[1] if since else "1970-01-01", "ns")
-    return epoch + seconds[:].astype("timedelta64[s]")
-
-
-def _imerg_fields(file, source) -> list:
-    "The half hours of an IMERG file."
-    with _hdf5(file.path, "an IMERG file") as h:
-        group = h["Grid"]
-        name = next(n for n in source.names if n in group)
-        units = _text(group[name].attrs.get("units", b"mm/hr"))
-        grid = projected_grid("+proj=longlat +R=6371229 +no_defs", group["lon"][:], group["lat"][:])
-        times = _imerg_times(group["time"])
-    hours = _hours_covered(source, source.minutes or 30)
-    return [
-        _image(file, grid, time, hours, units, partial(_imerg_values, str(file.path), name, k))
-        for k, time in enumerate(times)
-    ]
 
 
 # %% ../../nbs/45_io_qpe.ipynb #fce60328
@@ -233,20 +76,30 @@ def _minutes_covered(source, units, from_unit, times, where) -> float:
     if source.minutes:
         return source.minutes
     apart = np.diff(np.unique(np.asarray(times, "datetime64[ns]"))) / np.timedelta64(1, "m")
-    pace = apart.min() if apart.size else 60.0
-    if abs(pace - 60) > 0.5 and is_amount(units):
+    if not apart.size:
+        told = "images without stated minutes are taken to cover one hour"
+        warnings.warn(f"{told}; say RainSource(..., minutes=...)", stacklevel=2)
+        return 60.0
+    pace = apart.min()
+    if pace < 59.5 or (pace > 60.5 and is_amount(units)):
         found = f"one every {pace:g} minutes; say RainSource(..., minutes=...)"
         raise DataError(mismatch(f"{where}: amounts of rain", "an image every 60 minutes", found))
     return 60.0
 
 
 # %% ../../nbs/45_io_qpe.ipynb #a18eb9a8
-def _along(ds, dims, kind):
-    "The values of the first coordinate of a NumPy kind along some dimensions, or None."
-    for c in ds.coords.values():
-        if c.dtype.kind == kind and c.dims == tuple(dims):
-            return np.atleast_1d(c.values)
-    return None
+_TIME_NAMES = ("time", "valid_time")
+
+
+def _time_variable(ds, dims):
+    "The name of the date of each image; None if there is none."
+    ranks = {}
+    for name, v in ds.variables.items():
+        fits = v.dims == tuple(dims) or (not dims and v.size == 1)
+        named = v.attrs.get("standard_name") == "time" or name in _TIME_NAMES
+        if v.dtype.kind == "M" and fits and (named or name in ds.coords):
+            ranks[name] = (not named, name not in ds.coords)
+    return min(ranks, key=ranks.get, default=None)
 
 
 def _image_times(ds, dims, where) -> np.ndarray:  # datetime64[ns]
@@ -254,15 +107,33 @@ def _image_times(ds, dims, where) -> np.ndarray:  # datetime64[ns]
     if len(dims) > 1:
         found = ("rows", "columns", *dims)
         raise DataError(mismatch(f"{where}: dimensions", "rows, columns and one more", found))
-    dates = _along(ds, dims, "M")
-    if dates is not None:
-        return dates.astype("datetime64[ns]")
-    durations = _along(ds, dims, "m")
+    name = _time_variable(ds, dims)
+    if name is not None:
+        return np.ravel(ds[name].values).astype("datetime64[ns]")
+    durations = [c for c in ds.coords.values() if c.dtype.kind == "m" and c.dims == tuple(dims)]
     title = re.search(r"init (\d{4}-\d\d-\d\d) (\d\d) UTC", str(ds.attrs.get("title", "")))
-    if durations is None or not title:
+    if not durations or not title:
         found = f"coordinates {sorted(map(str, ds.coords))}"
         raise DataError(mismatch(f"{where}: times", "a date for each image", found))
-    return np.datetime64(f"{title[1]}T{title[2]}", "ns") + durations
+    start = np.datetime64(f"{title[1]}T{title[2]}", "ns")
+    return start + np.atleast_1d(durations[0].values)
+
+
+def _stated_periods(ds, dims):
+    "Begin and end of each image (n, 2) where the file states them; None if it does not."
+    name = _time_variable(ds, dims)
+    if name is None:
+        return None
+    bounds = ds.variables.get(ds[name].attrs.get("bounds"))
+    if bounds is not None and bounds.dtype.kind == "M" and bounds.size == 2 * ds[name].size:
+        periods = bounds.values.reshape(-1, 2)
+    elif "start_time" in ds.variables and ds["start_time"].dtype.kind == "M":
+        begin, end = np.broadcast_arrays(ds["start_time"].values, ds[name].values)
+        periods = np.stack([np.ravel(begin), np.ravel(end)], -1)
+    else:
+        return None
+    periods = periods.astype("datetime64[ns]")
+    return periods if (periods[:, 0] < periods[:, 1]).all() else None
 
 
 # %% ../../nbs/45_io_qpe.ipynb #104926fd
@@ -270,6 +141,23 @@ def _netcdf_image(file, name, index, layout, missing) -> np.ndarray:
     "One image of a NetCDF variable; codes for missing become NaN."
     values = netcdf_values(file, name, index, **layout)
     return np.where(values <= missing, np.nan, values)
+
+
+def _periods(ds, images, source, units, where) -> tuple:
+    "The unit of the values, and of each image its time and the hours that it covers from there."
+    times = _image_times(ds, images, where)
+    units, from_unit = _split_period(units)
+    units = source.units or units
+    stated = _stated_periods(ds, images)
+    if stated is None:
+        minutes = _minutes_covered(source, units, from_unit, times, where)
+        return units, [(time, hours_covered(source, minutes)) for time in times]
+    lengths = np.diff(stated).ravel() / np.timedelta64(1, "m")
+    for told in (source.minutes, from_unit):
+        if told and np.abs(lengths - told).max() > 0.5:
+            found = f"{lengths.max():g} (bounds of its time)"
+            raise DataError(mismatch(f"{where}: minutes of an image", f"{told:g}", found))
+    return units, [(end, (-m / 60, 0.0)) for end, m in zip(stated[:, 1], lengths)]
 
 
 def _netcdf_images(file, source) -> list:
@@ -282,54 +170,104 @@ def _netcdf_images(file, source) -> list:
     dims = ds[name].dims
     axes = netcdf_grid(ds, where)
     images = [d for d in dims if d not in (axes.row, axes.column)]
-    times = _image_times(ds, images, f"{where}: {name}")
-    units, minutes = _split_period(str(ds[name].attrs.get("units", "")))
-    units = source.units or units
-    minutes = _minutes_covered(source, units, minutes, times, f"{where}: {name}")
-    hours = _hours_covered(source, minutes)
+    units = str(ds[name].attrs.get("units", ""))
+    units, periods = _periods(ds, images, source, units, f"{where}: {name}")
     transpose = {axes.row, axes.column} <= set(dims) and (
         dims.index(axes.column) < dims.index(axes.row)
     )
     layout = dict(transpose=transpose, from_north=axes.from_north)
     out = []
-    for k, time in enumerate(times):
+    for k, (time, hours) in enumerate(periods):
         index = tuple((d, k) for d in images)
         read = partial(_netcdf_image, file, name, index, layout, source.missing)
-        out.append(_image(file, axes.grid, time, hours, units, read))
+        image = rain_image(file, read, grid=axes.grid, time=time, hours=hours, units=units)
+        out.append(image)
     return out
 
 
 # %% ../../nbs/45_io_qpe.ipynb #e902ab8a
-def _refuse_advice(source, kind):
-    "Raises DataError if a source tells more than names and offset about files that say the rest."
-    only = RainSource(
-        names=source.names,
-        about=source.about,
-        tried=source.tried,
-        utc_offset=source.utc_offset,
-    )
-    if source != only:
-        expected = "names and utc_offset only, because these files say the rest themselves"
+def _refuse_advice(source, kind, allowed=()):
+    "Raises DataError if a source tells what files of a kind say themselves."
+    told = dict(minutes=None, time_label="end", units="", missing=-0.5)
+    unwanted = [n for n, v in told.items() if getattr(source, n) != v and n not in allowed]
+    if unwanted:
+        expected = ("names", "utc_offset", *allowed)
+        expected = f"only {', '.join(expected)}, because these files say the rest themselves"
         raise DataError(mismatch(f"RainSource for {kind}", expected, source))
 
 
-def _hdf5_groups(path) -> set:
-    "Names at the top of an HDF5 file; none for other formats."
-    if not path.is_file():
-        return set()
-    with open(path, "rb") as file:
-        if file.read(4) != b"\x89HDF":
-            return set()
-    with _hdf5(path, "a complete, readable file") as h:
-        return set(h)
+_STANDARD_NAMES = """
+    rainfall_rate precipitation_flux rainfall_flux lwe_precipitation_rate precipitation_amount
+    rainfall_amount lwe_thickness_of_precipitation_amount thickness_of_rainfall_amount
+""".split()
+_NETCDF_SOURCES = ("stage", "meteonet", "imerg", "kma", "met-netcdf")
 
 
-def _recognise(ds) -> RainSource:
-    "The source of a NetCDF file, from the name of its rain."
-    known = [n for s in RAIN_SOURCES.values() for n in s.names if n in ds.data_vars]
+def _recognise(ds, where) -> RainSource:
+    "The source of a NetCDF file, from the name or the standard name of its rain."
+    known = [n for s in _NETCDF_SOURCES for n in RAIN_SOURCES[s].names if n in ds.data_vars]
     if known and known[0] in RAIN_SOURCES["met-netcdf"].names:
         return RAIN_SOURCES["met-netcdf"]
-    return RainSource(names=tuple(known) or RAIN_SOURCES["kma"].names)
+    if known:
+        return RainSource(names=tuple(known))
+    rain = [n for n, v in ds.data_vars.items() if v.attrs.get("standard_name") in _STANDARD_NAMES]
+    if len(rain) == 1:
+        return RainSource(names=tuple(rain))
+    names = " or ".join(RAIN_SOURCES["kma"].names)
+    expected = f"one variable called {names}, or RainSource(names=(...,)) that says which it is"
+    raise DataError(mismatch(f"{where}: rain", expected, rain or sorted(map(str, ds.data_vars))))
+
+
+# %% ../../nbs/45_io_qpe.ipynb #6e0b7d14
+def _grib_images(file, source) -> list:
+    "The images of rain in a GRIB file."
+    fields = grib_fields(file, (source or RAIN_SOURCES["stage"]).names)
+    if fields:
+        return _with_hours(fields, source or RAIN_SOURCES["stage"])
+    _refuse_advice(source or RAIN_SOURCES["mrms"], "MRMS", ("minutes", "time_label"))
+    fields = mrms_fields(file, source or RAIN_SOURCES["mrms"])
+    if not fields:
+        expected = " or ".join(source.names) if source else "tp, or a rain product of MRMS"
+        found = sorted({f.name for f in grib_fields(file)})
+        raise DataError(mismatch(f"{file.path.name}: rain", expected, found))
+    return fields
+
+
+def _with_hours(fields, source) -> list:
+    "Fields as they are; those of an instant get the minutes of the source."
+    if all(f.start_step < f.end_step for f in fields):
+        _refuse_advice(source, "GRIB")
+        return fields
+    _refuse_advice(source, "GRIB", ("minutes", "time_label"))
+    if source.minutes is None:
+        f = fields[0]
+        expected = f"the hours of each message, or RainSource(names=({f.name!r},), minutes=...)"
+        raise DataError(mismatch(f"{f.file_name}: {f.name}", expected, "an instant"))
+    begin, end = hours_covered(source, source.minutes)
+    return [replace(f, start_step=f.end_step + begin, end_step=f.end_step + end) for f in fields]
+
+
+_OTHER_FORMATS = {  # first bytes -> what that is
+    rb"GIF8": "a GIF picture: colours, no amounts",
+    rb"P[25]\s": "a PGM picture: grey values, no amounts",
+    rb"II\*\0|MM\0\*": "a TIFF or GeoTIFF: make NetCDF of it first (gdal_translate)",
+    rb".{0,80}BUFR": "BUFR: make NetCDF or ODIM HDF5 of it first",
+    rb"[A-Z]{2}\d{15}BY": "RADOLAN binary: make NetCDF of it first (wradlib)",
+    rb"AR2V|ARCHIVE2": "NEXRAD level II, polar: make a cartesian composite of it first",
+    rb"\x0e\x03\x13\x01": "HDF4: make NetCDF or HDF5 of it first",
+    rb"PK|\x1f\x8b|BZ": "an archive: unpack it first",
+}
+
+
+def _other_format(file) -> str:
+    "What a file is that cannot be read here."
+    if file.path.is_file():
+        with open(file.path, "rb") as opened:
+            head = opened.read(100)
+        for magic, described in _OTHER_FORMATS.items():
+            if re.match(magic, head, re.DOTALL):
+                return described
+    return file.file_type
 
 
 # %% ../../nbs/45_io_qpe.ipynb #481178e7
@@ -356,18 +294,23 @@ def rain_fields(
 def _images_in(file, source) -> list:
     "The images in a file, by its type and content."
     if file.file_type == "GRIB":
-        source = source or RAIN_SOURCES["stage"]
-        _refuse_advice(source, "GRIB")
-        return grib_fields(file, source.names)
+        return _grib_images(file, source)
     if file.file_type not in ("NetCDF", "Zarr"):
-        raise DataError(mismatch(str(file.path), "GRIB, HDF5 or NetCDF", file.file_type))
-    groups = _hdf5_groups(file.path)
-    if "image1" in groups:
+        raise DataError(mismatch(str(file.path), "GRIB, HDF5 or NetCDF", _other_format(file)))
+    form = hdf5_format(file.path) if file.file_type == "NetCDF" else ""
+    if form == "KNMI":
         _refuse_advice(source or RAIN_SOURCES["knmi"], "KNMI")
         return knmi_fields(file)
-    if "Grid" in groups:
-        return _imerg_fields(file, source or RAIN_SOURCES["imerg"])
-    return _netcdf_images(file, source or _recognise(open_lazy(file)))
+    if form == "ODIM":
+        _refuse_advice(source or RAIN_SOURCES["odim"], "ODIM", ("minutes", "time_label"))
+        return odim_fields(file, source or "odim")
+    if form == "IMERG":
+        return imerg_fields(file, source or "imerg")
+    ds = open_lazy(file)
+    if {"azimuth", "range"} <= set(ds.variables):
+        found = "a polar scan: make a cartesian composite of it first"
+        raise DataError(mismatch(f"{file.path.name}: kind of image", "a map", found))
+    return _netcdf_images(file, source or _recognise(ds, file.path.name))
 
 
 # %% ../../nbs/45_io_qpe.ipynb #b5a53b54
