@@ -1,6 +1,7 @@
 "Files are known by their first bytes, looked at once and listed in order."
 
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from sslpdl_nb.io.fields import Field, add_file_name, as_raw_file, file_type, li
         (b"\r\r\nHEADER\r\r\nGRIB....", "GRIB"),
         (b"CDF\x01", "NetCDF"),
         (b"\x89HDF\r\n\x1a\n", "NetCDF"),
-        (b"PK\x03\x04", "a zip archive"),
-        (b"\x1f\x8b", "a gzip archive"),
+        (
+            b"<!DOCTYPE",
+            "a web page or XML file (perhaps the answer of a server to a failed download)",
+        ),
         (b"hello", "bytes b'hello'"),
         (b"", "an empty file"),
     ],
@@ -25,6 +28,58 @@ from sslpdl_nb.io.fields import Field, add_file_name, as_raw_file, file_type, li
 def test_the_first_bytes_decide(tmp_path, content, described):
     (tmp_path / "a.nc").write_bytes(content)
     assert file_type(tmp_path / "a.nc") == described
+
+
+@pytest.mark.parametrize(
+    "content, command",
+    [
+        (b"\x1f\x8b\x08", "gunzip"),
+        (b"BZh91AY", "bunzip2"),
+        (b"\xfd7zXZ\x00", "unxz"),
+        (b"\x28\xb5\x2f\xfd", "unzstd"),
+        (bytes(257) + b"ustar", "tar -xf"),
+    ],
+)
+def test_archives_are_refused_with_the_command_that_unpacks_them(tmp_path, content, command):
+    (tmp_path / "a b.grib2").write_bytes(content)
+    assert f"unpack it: {command} '{tmp_path}/a b.grib2'" in file_type(tmp_path / "a b.grib2")
+
+
+def test_the_members_of_a_zip_archive_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "era5.nc", "w") as archive:
+        for k in range(6):
+            archive.writestr(f"{k}.nc", b"CDF\x01")
+    found = file_type(tmp_path / "era5.nc")
+    assert found.startswith("a zip archive of 0.nc, 1.nc, 2.nc, 3.nc and 2 more, unpack it: unzip")
+    (tmp_path / "era5.nc").write_bytes((tmp_path / "era5.nc").read_bytes()[:40])
+    assert file_type(tmp_path / "era5.nc").startswith("a zip archive (damaged), unpack it")
+
+
+def test_a_file_or_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "secret.nc").write_bytes(b"CDF\x01")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(DataError, match="secret.nc: .*Permission denied"):
+        file_type(tmp_path / "secret.nc")
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(DataError, match=f"{tmp_path.name}: .*Permission denied"):
+        list_files(tmp_path)
+
+
+def test_what_lies_beside_the_data_is_left_out_and_loops_end(tmp_path):
+    folder = tmp_path / "März 2024"
+    folder.mkdir()
+    beside = ("README", "LICENSE", "a.nc.sha256", "SHA256SUMS", "a.json", "b.csv", "c.PNG", "d.xml")
+    for name in ("wrfout_d01_2024-07-01_01:00:00", "größe 1.nc", *beside):
+        (folder / name).write_bytes(b"CDF\x01")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__/a.pyc").touch()
+    (folder / "loop").symlink_to(tmp_path)
+    found = [p.name for p in list_files(tmp_path)]
+    assert found == ["größe 1.nc", "wrfout_d01_2024-07-01_01:00:00"]
 
 
 def test_folders_and_nothing_are_told_apart(tmp_path):

@@ -5,6 +5,7 @@
 # %% ../../nbs/35_io_fields.ipynb #8a131fe7
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +32,9 @@ _MAGIC = {
     b"CDF": "NetCDF",
     b"\x89HDF": "NetCDF",
     b"GRIB": "GRIB",
-    b"PK": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"BZ": "a bzip2 archive",
+    b"BUFR": "a BUFR file",
+    b"\x0e\x03\x13\x01": "an HDF4 file (h4tonccf_nc4 makes NetCDF of it)",
+    b"<": "a web page or XML file (perhaps the answer of a server to a failed download)",
 }
 
 
@@ -42,31 +43,70 @@ def file_type(
 ) -> str:  # GRIB, NetCDF or Zarr; a description of anything else
     """What a file is, from its first bytes.
 
-    Raises DataError if there is nothing at `path`, or a folder that is not a Zarr store.
+    Raises DataError if there is nothing at `path`, a folder that is not a Zarr store, or a file
+    that may not be read.
     """
     path = Path(path)
     if _is_zarr(path):
         return "Zarr"
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing there"
-        expected = "a GRIB file, a NetCDF file or a Zarr store"
-        raise DataError(mismatch(str(path), expected, found))
-    with open(path, "rb") as file:
-        head = file.read(4096)
+    try:
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "nothing there"
+            expected = "a GRIB file, a NetCDF file or a Zarr store"
+            raise DataError(mismatch(str(path), expected, found))
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise DataError(mismatch(str(path), "a file that can be read", error.strerror)) from error
     for magic, described in _MAGIC.items():
         if head.startswith(magic):
             return described
     if b"GRIB" in head:  # a bulletin header stands before the first message
         return "GRIB"
-    return f"bytes {head[:8]!r}" if head else "an empty file"
+    unknown = f"bytes {head[:8]!r}" if head else "an empty file"
+    return _archive(path, head) or unknown
 
 
 def _is_zarr(path) -> bool:
     "Whether a path is a folder with the index of a Zarr store."
     path = Path(path)
-    return path.is_dir() and any(
-        (path / n).exists() for n in (".zgroup", "zarr.json", ".zmetadata")
-    )
+    names = (".zgroup", "zarr.json", ".zmetadata")
+    try:
+        return path.is_dir() and any((path / n).exists() for n in names)
+    except OSError:  # a folder that may not be read
+        return False
+
+
+# %% ../../nbs/35_io_fields.ipynb #5d0c7a12
+_ARCHIVES = {
+    b"\x1f\x8b": ("a gzip archive", "gunzip"),
+    b"BZh": ("a bzip2 archive", "bunzip2"),
+    b"\xfd7zXZ": ("an xz archive", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("a zstd archive", "unzstd"),
+    b"PK": ("a zip archive", "unzip"),
+}
+
+
+def _archive(path, head) -> str:
+    "What an archive is, and the command that unpacks it; empty for other files."
+    if head[257:262] == b"ustar":
+        return f"a tar archive, unpack it: tar -xf '{path}'"
+    for magic, (described, command) in _ARCHIVES.items():
+        if head.startswith(magic):
+            inside = _members(path) if command == "unzip" else ""
+            return f"{described}{inside}, unpack it: {command} '{path}'"
+    return ""
+
+
+def _members(path) -> str:
+    "The first names in a zip archive."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return " (damaged)"
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f" of {', '.join(names[:4])}{more}"
 
 
 # %% ../../nbs/35_io_fields.ipynb #ce79ca7c
@@ -113,15 +153,22 @@ def add_file_name(
 
 
 # %% ../../nbs/35_io_fields.ipynb #2a1ff00f
+_ASIDE = """idx md txt rst json csv png jpg jpeg gif svg pdf xml html log py
+pyc ipynb sh yaml yml toml cfg ctl inv md5 sha1 sha256 part tmp lock""".split()
+
+
 def list_files(
     paths,  # file, folder, or several of them
 ) -> list:  # of Path
-    "The data files in folders and their sub-folders. Raises DataError if there are none."
+    """The data files in folders and their sub-folders.
+
+    Raises DataError if there are none, or a folder that may not be read.
+    """
     several = [paths] if isinstance(paths, (str, Path)) else paths
-    out = []
+    out, seen = [], set()
     for path in map(Path, several):
         if path.is_dir() and not _is_zarr(path):
-            out += _files_inside(path)
+            out += _files_inside(path, seen)
         else:
             out.append(path)
     if not out:
@@ -129,17 +176,33 @@ def list_files(
     return out
 
 
-def _files_inside(folder) -> list:
-    "Files and Zarr stores in a folder and below, without indices, notes and hidden files."
+def _files_inside(folder, seen) -> list:
+    "Files and Zarr stores in a folder and below; `seen` are the folders that were looked into."
+    if folder.resolve() in seen:
+        return []
+    seen.add(folder.resolve())
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        found = error.strerror
+        raise DataError(mismatch(str(folder), "a folder that can be read", found)) from error
     out = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix in (".idx", ".md", ".txt"):
+    for path in paths:
+        if _is_aside(path):
             continue
         if path.is_dir() and not _is_zarr(path):
-            out += _files_inside(path)
+            out += _files_inside(path, seen)
         else:
             out.append(path)
     return out
+
+
+def _is_aside(path) -> bool:
+    "Whether a file is hidden, a note, an index or a picture, by its name."
+    name = path.name.lower()
+    if name.startswith((".", "__", "readme", "license", "makefile", "md5sum", "sha256sum")):
+        return True
+    return path.suffix.lower().lstrip(".") in _ASIDE
 
 
 # %% ../../nbs/35_io_fields.ipynb #1371f7e6
