@@ -299,6 +299,7 @@ FORMATS = {
     "own form": Format(nwp, own_form, 2, True),
     "wrfout": Format(wrf, partial(fields, "sslpdl_nb.io.wrf", "wrf_fields"), 4, True),
     "KNMI": Format(knmi, rain, 6, True),
+    "ODIM": Format(odim, rain, 6, True),
     "IMERG": Format(imerg, rain, 4, True),
     "Zarr": Format(zarr, netcdf_fields, 5),
     "checkpoint": Format(checkpoints, checkpoint, 10),
