@@ -4,6 +4,7 @@ Damage of any kind is refused by name and never crashes.
 """
 
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ pytest.importorskip("pyproj")  # first: see grib._eccodes
 from fuzz import fuzz
 from real import real
 from small_archive import observation
-from synthetic import degrees, one_variable
+from synthetic import degrees, grib2, lambert, message, one_variable
 
 from sslpdl_nb.core import DataError, GridError, SSLPDLError
 from sslpdl_nb.grids.types import grid_from_cf, projected_grid
@@ -238,6 +239,230 @@ def test_the_minutes_of_an_image_are_not_guessed(tmp_path, units, every, source,
         read_qpe(file, source)
 
 
+@pytest.mark.parametrize("units", ["mm h-1", "kg m-2 s-1"])
+def test_rates_every_five_minutes_ask_for_their_minutes(tmp_path, units):
+    with pytest.raises(DataError, match="rain.nc.*one every 5 minutes; say RainSource"):
+        rain_fields(images_in(tmp_path, units, 5))
+
+
+def test_one_image_without_minutes_is_taken_for_an_hour_with_a_warning(tmp_path):
+    file = images_in(tmp_path, "mm", n=1)
+    with pytest.warns(UserWarning, match="one hour; say RainSource"):
+        assert rain_fields(file)[0].start_step == -1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rain_fields(file, RainSource(names=("rain",), minutes=10))
+
+
+# ------------------------------------------------------------------ what CF says
+
+
+def cf_file(path, name="rain", units="mm", every=10, n=12, bounds=None, attrs=None, value=1.0):
+    "Images every some minutes, with bounds of their times: minutes before each of them."
+    ends = START + np.arange(1, n + 1) * np.timedelta64(every, "m")
+    coords = dict(time=ends) | degrees()
+    ds = one_variable(name, ("time", "lat", "lon"), value, units, **coords)
+    ds[name].attrs.update(attrs or {})
+    if bounds is not None:
+        ds["time"].attrs["bounds"] = "time_bnds"
+        ds["time"].encoding["units"] = "minutes since 2020-07-01"
+        begins = ends - np.timedelta64(bounds[0], "m")
+        ends = ends + np.timedelta64(bounds[1], "m")
+        ds["time_bnds"] = (("time", "n2"), np.stack([begins, ends], -1))
+    ds.to_netcdf(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "units, bounds, rate",
+    [("mm", (10, 0), 6), ("mm", (0, 10), 6), ("mm", (5, 5), None), ("mm h-1", (10, 0), 1)],
+)
+def test_cf_bounds_say_which_minutes_an_image_covers(tmp_path, units, bounds, rate):
+    file = cf_file(tmp_path / "cf.nc", units=units, bounds=bounds)
+    images = rain_fields(file)
+    assert all(f.end_step - f.start_step == pytest.approx(1 / 6) for f in images)
+    begin = images[0].reference_time + np.timedelta64(round(images[0].start_step * 60), "m")
+    assert begin == START + np.timedelta64(10 - bounds[0], "m")
+    if rate is None:  # images that belong to two hours
+        with pytest.raises(DataError, match="12 images of 10 minutes"):
+            read_qpe(file)
+    else:
+        assert np.allclose(read_qpe(file)["rain"], rate)
+
+
+def test_cf_bounds_are_not_contradicted(tmp_path):
+    file = cf_file(tmp_path / "cf.nc", bounds=(10, 0))
+    with pytest.raises(DataError, match="cf.nc: rain: minutes of an image: expected 5, found 10"):
+        rain_fields(file, RainSource(names=("rain",), minutes=5))
+    file = cf_file(tmp_path / "unit.nc", units="mm per 5 min", bounds=(10, 0))
+    with pytest.raises(DataError, match="expected 5, found 10"):
+        rain_fields(file)
+    assert len(rain_fields(cf_file(tmp_path / "same.nc", units="mm per 10 min", bounds=(10, 0))))
+
+
+@pytest.mark.parametrize(
+    "standard_name, units, factor",
+    [
+        ("precipitation_flux", "kg m-2 s-1", 3600),
+        ("rainfall_flux", "kg m-2 s-1", 3600),
+        ("rainfall_rate", "m s-1", 3.6e6),
+        ("lwe_precipitation_rate", "mm h-1", 1),
+        ("lwe_thickness_of_precipitation_amount", "m", 1000),
+        ("thickness_of_rainfall_amount", "mm", 1),
+        ("precipitation_amount", "kg m-2", 1),
+    ],
+)
+def test_cf_standard_names_are_known(tmp_path, standard_name, units, factor):
+    about = dict(attrs=dict(standard_name=standard_name), value=5 / factor)
+    file = cf_file(tmp_path / "cf.nc", "surface_rain", units, 60, **about)
+    assert np.allclose(read_qpe(file)["rain"], 5, rtol=1e-6)
+
+
+def test_two_variables_that_may_be_meant_are_a_question(tmp_path):
+    file = cf_file(tmp_path / "one.nc", "first", attrs=dict(standard_name="rainfall_rate"))
+    ds = xr.open_dataset(file).load()
+    ds["second"] = ds["first"].assign_attrs(standard_name="precipitation_flux")
+    ds.to_netcdf(tmp_path / "two.nc")
+    with pytest.raises(DataError, match=r"two.nc: rain.*RainSource.*'first', 'second'"):
+        rain_fields(tmp_path / "two.nc")
+    second = RainSource(names=("second",), minutes=10)
+    assert len(rain_fields(tmp_path / "two.nc", second)) == 12
+
+
+@pytest.mark.parametrize("units", ["m", "km"])
+def test_one_image_with_start_time_on_a_map(tmp_path, units):
+    "The form of Australian radars: dates that are variables, a map of Albers in km."
+    grid = projected_grid(
+        "+proj=aea +lat_1=-18 +lat_2=-36 +lat_0=-27 +lon_0=153 +ellps=GRS80 +no_defs",
+        np.arange(4) * 500.0,
+        np.arange(3) * 500.0,
+    )
+    about = dict(
+        grid_mapping_name="albers_conical_equal_area",
+        standard_parallel=[-18.0, -36.0],
+        longitude_of_central_meridian=153.0,
+        latitude_of_projection_origin=-27.0,
+        semi_major_axis=6378137.0,
+        inverse_flattening=298.257222101,
+    )
+    amounts = np.arange(12.0).reshape(3, 4)
+    axes = {
+        name: (name, axis / dict(m=1, km=1000)[units], {"units": units, "standard_name": long})
+        for name, axis, long in (
+            ("x", grid.x, "projection_x_coordinate"),
+            ("y", grid.y[::-1], "projection_y_coordinate"),
+        )
+    }
+    rain = dict(units="kg m-2", standard_name="precipitation_amount", grid_mapping="proj")
+    xr.Dataset(
+        dict(
+            valid_time=((), START + HOUR, {"standard_name": "time"}),
+            start_time=((), START + HOUR - np.timedelta64(6, "m")),
+            precipitation=(("y", "x"), amounts[::-1], rain),
+            proj=((), 0, about),
+        ),
+        axes,
+    ).to_netcdf(tmp_path / "one.nc")
+    image = rain_fields(tmp_path / "one.nc")[0]
+    assert image.reference_time == START + HOUR
+    assert 60 * image.start_step == pytest.approx(-6)
+    assert np.array_equal(image.read(), amounts)
+    assert np.allclose(image.grid.lonlat(), grid.lonlat(), atol=1e-6)
+
+
+def test_the_time_of_an_image_is_not_that_of_a_forecast(tmp_path):
+    coords = dict(
+        a_reference=((), START - HOUR, {"standard_name": "forecast_reference_time"}),
+        valid=((), START + HOUR, {"standard_name": "time"}),
+    )
+    ds = one_variable("rain", ("lat", "lon"), 1.0, "mm", **degrees())
+    ds.assign_coords(coords).to_netcdf(tmp_path / "one.nc")
+    image = rain_fields(tmp_path / "one.nc", RainSource(names=("rain",), minutes=60))[0]
+    assert image.reference_time == START + HOUR
+
+
+# ------------------------------------------------------------------ GRIB
+
+
+@pytest.mark.parametrize("edition", [1, 2])
+@pytest.mark.parametrize("hours", [1, 6])
+def test_stage_iv_amounts_of_one_and_six_hours(tmp_path, edition, hours):
+    ec = pytest.importorskip("eccodes")
+    file = tmp_path / f"ST4.{hours:02}h"
+    rain = np.arange(12.0).reshape(3, 4)  # first row in the north
+    keys = dict(Ni=4, Nj=3, latitudeOfFirstGridPointInDegrees=42.0)
+    keys |= dict(latitudeOfLastGridPointInDegrees=40.0, longitudeOfFirstGridPointInDegrees=260.0)
+    keys |= dict(longitudeOfLastGridPointInDegrees=263.0, jScansPositively=0)
+    keys |= dict(iDirectionIncrementInDegrees=1.0, jDirectionIncrementInDegrees=1.0)
+    if edition == 2:
+        grid = keys | dict(gridType="regular_ll")
+        content = grib2(ec, "kwbc", grid, "tp", rain, hour=hours, since=0)
+    else:
+        about = dict(centre="kwbc", table2Version=2, indicatorOfParameter=61, P1=0, P2=hours)
+        about |= dict(timeRangeIndicator=4, dataDate=20240701, dataTime=0)
+        content = message(ec, "regular_ll_sfc_grib1", keys | about, rain)
+    file.write_bytes(content)
+    ds = read_qpe(file, accumulation=hours)
+    assert str(ds["time"].values[0])[:13] == f"2024-07-01T{hours:02}"
+    assert np.allclose(ds["rain"][0], rain[::-1] / hours, atol=1e-4)
+    if hours == 6:
+        with pytest.raises(DataError, match="periods up to 1 h"):
+            read_qpe(file)
+
+
+def test_grib_of_an_instant_needs_minutes(tmp_path):
+    ec = pytest.importorskip("eccodes")
+    grid, lon, _ = lambert()
+    content = grib2(ec, "rksl", grid, "prate", np.full(lon.shape, 1 / 3600), hour=0)
+    (tmp_path / "rate.grib2").write_bytes(content)
+    with pytest.raises(DataError, match=r"rate.grib2: rain.*tp, or .* MRMS, found \['prate'\]"):
+        rain_fields(tmp_path / "rate.grib2")
+    with pytest.raises(DataError, match="rate.grib2: prate.*minutes=.*an instant"):
+        rain_fields(tmp_path / "rate.grib2", RainSource(names=("prate",)))
+    hourly = RainSource(names=("prate",), minutes=60)
+    assert np.allclose(read_qpe(tmp_path / "rate.grib2", hourly)["rain"], 1, atol=1e-4)
+
+
+# ------------------------------------------------------------------ files of other kinds
+
+OTHERS = {  # first bytes as they are in real files, and a word of the reason
+    "picture.gif": (b"GIF89a\xc6\x02\x80\x02", "GIF picture"),
+    "old.gif": (b"GIF87a\xc6\x02\x80\x02", "GIF picture"),
+    "little.tif": (b"II*\0\x08\0\0\0", "GeoTIFF.*gdal_translate"),
+    "big.tif": (b"MM\0*\0\0\0\x08", "GeoTIFF"),
+    "composite.pgm": (b"P5\n# composite_area FIN\n", "PGM"),
+    "radar.bufr": (b"BUFR\0\0\x10\x03", "BUFR"),
+    "bulletin.bufr": (b"\x01\r\r\n123\r\r\nIUPD41 EDZW 010000\r\r\nBUFR", "BUFR"),
+    "raa01-rw": (b"RW102050100000814BY1620134VS 3SW   2.13.1PR E-01INT  60GP 900x 900", "RADOLAN"),
+    "level2": (b"AR2V0006.736", "polar"),
+    "imerg.HDF": (b"\x0e\x03\x13\x01", "HDF4"),
+    "grib.gz": (b"\x1f\x8b\x08\0", "archive: unpack"),
+    "files.bz2": (b"BZh91AY", "archive: unpack"),
+    "odd.bin": (b"\x1b\x00\x08\x00", "bytes"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_formats_are_refused_by_name(tmp_path, name):
+    content, words = OTHERS[name]
+    (tmp_path / name).write_bytes(content + bytes(200))
+    with pytest.raises(DataError, match=words) as error:
+        rain_fields(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_polar_netcdf_is_refused_by_name(tmp_path):
+    coords = dict(azimuth=("azimuth", [0.5, 1.5]), range=("range", [100.0, 200.0]))
+    xr.Dataset({"rain": (("azimuth", "range"), np.ones((2, 2)))}, coords).to_netcdf(
+        tmp_path / "ppi.nc"
+    )
+    with pytest.raises(DataError, match="ppi.nc.*polar scan.*cartesian"):
+        rain_fields(tmp_path / "ppi.nc")
+
+
+# ------------------------------------------------------------------ local times, unknown sources
+
+
 def test_times_may_be_local_or_those_of_the_start(tmp_path):
     file = images_in(tmp_path, "mm")
     about = dict(names=("rain",), minutes=60)
@@ -343,7 +568,7 @@ BAD = {  # file: how it is made, what the error must say
     "short.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64)), "readable"),
     "packed.zip": (lambda path: path.write_bytes(b"PK\x03\x04"), "zip"),
     "half.nc": (write_half, "readable"),
-    "no_columns.nc": (partial(write, dims=("time", "lat")), "shape|rows"),
+    "no_columns.nc": (partial(write, dims=("time", "lat")), "shape|rows|grid"),
     "too_much.nc": (partial(write, value=1e4), "between 0"),
     "time_twice.nc": (partial(write, time=[START, START]), "overlap"),
     "no_times.nc": (partial(write, time=np.array([], "datetime64[ns]")), "at least one"),
