@@ -127,6 +127,20 @@ def world(step=10.0, south=-90.0, north=90.0, west=0.0, east=350.0):
     return keys, *np.meshgrid(lon, lat)
 
 
+def reduced_gaussian(n):
+    """Longitudes and latitudes of an octahedral reduced Gaussian grid of 2 n rows.
+
+    Row k from either pole has 16 + 4 k points; latitudes are the zeros of a Legendre polynomial.
+    """
+    rows = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(2 * n)[0]))[::-1]
+    lon, lat = [], []
+    for k, row in enumerate(rows):
+        points = 20 + 4 * min(k, 2 * n - 1 - k)
+        lon.append(np.arange(points) * 360 / points)
+        lat.append(np.full(points, row))
+    return np.concatenate(lon), np.concatenate(lat)
+
+
 def lambert(grid=KMA, along=1):
     "Keys of a Lambert map, from south to north; its longitudes and latitudes."
     lon, lat = grid.lonlat()

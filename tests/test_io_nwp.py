@@ -20,10 +20,16 @@ from synthetic import (
     LEVELS,
     along_grid,
     degrees,
+    era5,
     gfs,
     grib2,
+    hrrr,
+    icon_d2,
+    icon_eu,
     lambert,
     one_variable,
+    rdaps_kim,
+    reduced_gaussian,
     truth,
     wave,
     world,
@@ -35,6 +41,7 @@ from sslpdl_nb.grids.regrid import Regridder
 from sslpdl_nb.grids.types import (
     QPE_GRID,
     LambertGrid,
+    UnstructuredGrid,
     cf_coordinates,
     crs_attributes,
     grid_from_cf,
@@ -42,9 +49,10 @@ from sslpdl_nb.grids.types import (
     row_angle,
 )
 from sslpdl_nb.io import derive, grib, nwp
-from sslpdl_nb.io.fields import Source, open_file
-from sslpdl_nb.io.lexicon import SOURCES
-from sslpdl_nb.io.nwp import check_nwp, is_our_form, open_nwp, read_nwp, scan
+from sslpdl_nb.io.fields import Field, Source, open_file
+from sslpdl_nb.io.lexicon import SOURCES, alternatives
+from sslpdl_nb.io.nwp import account, check_nwp, is_our_form, open_nwp, read_nwp, scan
+from sslpdl_nb.io.prepare import forecast_on_grid
 from sslpdl_nb.io.plan import EstimatedTerrain, TakenAsDry, evaluate, plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -390,7 +398,144 @@ def test_komet_gdaps(tmp_path):
         assert np.allclose(ds[name], value), name
 
 
-# ------------------------------------------------------------------ derivations
+# ------------------------------------------------------------------ what a file lacks
+
+
+def toy(name, value, units="K", hours=(3.0, 3.0), **attributes):
+    "A field of constant values."
+    attributes = dict(level_type="surface", level=0.0, grid=KMA, file_name="toy.grib") | attributes
+    return Field(
+        name=name,
+        reference_time=START,
+        start_step=hours[0],
+        end_step=hours[1],
+        units=units,
+        read=partial(np.full, attributes["grid"].shape, float(value)),
+        **attributes,
+    )
+
+
+def lines_of(error):
+    "The first line of an error, and the lines of its table by variable."
+    first, empty, *table = str(error.value).splitlines()
+    assert empty == "" and table[0].startswith("variable")
+    assert max(map(len, table)) <= 100
+    return first, {line.split()[0]: line for line in table[1:] if line[0] != " "}, table
+
+
+LACKING = {  # source: (how its files are built, which of them are read, what is missing, where)
+    "hrrr": (
+        hrrr,
+        lambda f: f.level not in (100.0, 500.0),
+        "gh100, gh500, rh500, t500, u500, v500",
+        "wrfprsf",
+    ),
+    "gfs": (gfs, lambda f: f.level_type != "isobaricInhPa" or f.level == 500, "gh850", "pgrb2"),
+    "era5": (era5, "single-levels", "gh100, gh500, gh850, rh500, rh850", "era5-pressure-levels"),
+    "rdaps-kim": (rdaps_kim, "pres", "slp, t2m, u10, v10, rain", "_unis_h"),
+    "icon-d2": (icon_d2, "", "gh100", "highest level is 200 hPa"),
+    "icon-eu": (icon_eu, "single-level", "gh100, gh500, gh850, rh500, rh850", "relhum"),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_an_error_says_what_is_missing_and_in_which_file_it_is(name, tmp_path):
+    build, which, missing, where = LACKING[name]
+    build(tmp_path, grib._eccodes("test"))
+    files = sorted(tmp_path.iterdir())
+    fields = [f for file in files for f in scan(file, name)]
+    if isinstance(which, str):
+        files = [file for file in files if which in file.name]
+        with pytest.raises(DataError) as error:
+            open_nwp(files, name)
+    else:
+        with pytest.raises(DataError) as error:
+            raise nwp._nothing_found(
+                list(filter(which, fields)), SOURCES[name], VARIABLE_NAMES, "some.grib"
+            )
+    first, table, lines = lines_of(error)
+    assert "expected one lead time with all variables" in first and missing.split(",")[0] in first
+    for variable in VARIABLE_NAMES:
+        is_missing = "-> no" in table[variable]
+        assert is_missing == (f" {variable}," in first + ","), variable
+    for variable in missing.split(", "):
+        assert "->" in table[variable], variable
+    assert where in " ".join(lines[-2:]), lines[-2:]
+
+
+def test_a_table_says_what_else_would_do():
+    at_850 = dict(level_type="isobaricInhPa", level=850.0)
+    fields = [toy("t", 280, level_type="isobaricInhPa", level=500.0), toy("dpt", 270, **at_850)]
+    fields += [toy("tp", 1, "mm", hours=(0.0, 2.0)), toy("10u", 1, "m/s", level=10.0)]
+    fields[-1] = replace(fields[-1], level_type="heightAboveGround", grid_relative=True)
+    fields += [toy("2t", 290, level_type="heightAboveGround", level=2.0)]
+    fields = [replace(f, grid=KMA) for f in fields]
+    found = {f.variable: f for f in account(fields, "grib")}
+    assert (
+        "t is at 500" in found["t850"].how and "td850 is there, but no t850" in found["rh850"].how
+    )
+    assert "neither there" in found["rh500"].how and found["t500"].how == "t at 500 hPa"
+    assert "can only be rotated" in found["u10"].how and "no 10u" not in found["u10"].how
+    assert found["rain"].how == "tp of 0-2 h" and (found["rain"].found, found["rain"].times) == (
+        1,
+        2,
+    )
+    assert "no sp, orog" in found["slp"].how and "speed" not in found["u500"].how
+    assert account([], "grib")[0].times == 0
+    with raises(DataError, "never together"):
+        raise nwp._nothing_found(fields, SOURCES["grib"], ("rain", "t500"), "a.grib")
+
+
+# ------------------------------------------------------------------ points without rows
+
+POINTS = UnstructuredGrid(*reduced_gaussian(24))
+
+
+def constant_fields(grid):
+    "Each of the sixteen variables with a value of its own, everywhere the same."
+    fields, values = [], {}
+    for k, v in enumerate(VARIABLES):
+        values[v.name] = float(USUAL.get(v.name, 5) + 0.25 * k)
+        for (name, level_type, level), *_ in alternatives(SOURCES["grib"], v.name)[:1]:
+            where = dict(level_type=level_type, level=level, grid=grid)
+            hours = (3.0, 3.0)
+            if v.name == "rain":
+                hours, values["rain"] = (2.0, 3.0), 4.75
+            units = "mm" if v.name == "rain" else v.units
+            fields.append(toy(name, values[v.name], units, hours=hours, **where))
+    return fields, values
+
+
+def test_points_become_a_dataset_and_are_regridded(monkeypatch, tmp_path):
+    "From fields on a reduced Gaussian grid to samples on a map: constants stay what they are."
+    fields, values = constant_fields(POINTS)
+    monkeypatch.setattr(nwp, "scan", lambda file, source: fields)
+    (tmp_path / "a.grib").write_bytes(message(since=0))
+    ds = open_nwp(tmp_path / "a.grib", "grib")
+    assert ds["t850"].dims == ("time", "lead_time", "point") and grid_from_cf(ds) == POINTS
+    assert ds.sizes["point"] == POINTS.lon.size
+    samples = forecast_on_grid(ds, OWN_GRID, "a.grib")["forecast"].values
+    for k, v in enumerate(VARIABLES):
+        assert np.allclose(ds[v.name], values[v.name], rtol=1e-6), v.name
+        assert np.allclose(samples[0, k], values[v.name], rtol=1e-6), v.name
+    hours = {"lead_time": {"units": "hours", "dtype": "float64"}}
+    ds.to_netcdf(tmp_path / "points.nc", encoding=hours)
+    again = open_nwp(tmp_path / "points.nc")
+    assert again["rain"].equals(ds["rain"]) and grid_from_cf(again) == POINTS
+    lazy = read_nwp(tmp_path / "a.grib", "grib", memory=0)
+    assert lazy["t850"].chunks and np.array_equal(lazy["t850"], ds["t850"])
+    assert check_nwp(ds.transpose("point", ...), "turned").equals(ds)
+
+
+def test_conservative_regridding_needs_cells():
+    with raises(GridError, "scattered points"):
+        Regridder.between(POINTS, OWN_GRID, "conservative")
+    ones = np.ones(POINTS.shape)
+    for method in ("bilinear", "nearest"):
+        assert np.allclose(Regridder.between(POINTS, OWN_GRID, method)(ones), 1, rtol=1e-12)
+
+
+# ------------------------------------------------------------------ datasets and notes
 
 
 def totals(leads, start="2024070100"):

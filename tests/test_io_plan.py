@@ -12,11 +12,11 @@ pytest.importorskip("pyproj")  # first: see grib._eccodes
 from real import real
 
 from sslpdl_nb.core import DataError, GridError
-from sslpdl_nb.grids.types import projected_grid, rotate_winds
+from sslpdl_nb.grids.types import UnstructuredGrid, projected_grid, rotate_winds
 from sslpdl_nb.io import derive
 from sslpdl_nb.io.fields import Field, Source
 from sslpdl_nb.io.nwp import scan
-from sslpdl_nb.io.plan import InstantaneousRate, RainOfPeriod, Sum, evaluate, plan
+from sslpdl_nb.io.plan import EstimatedTerrain, InstantaneousRate, RainOfPeriod, Sum, evaluate, plan
 
 START = np.datetime64("2020-07-01", "ns")
 SPHERE = "+R=6371229 +no_defs"
@@ -160,7 +160,53 @@ def test_the_terrain_of_another_lead_time_will_do():
     ground = [toy("sp", 95000, "Pa"), toy("2t", 290, **TWO_METRES)]
     orog = toy("orog", 550, "m", hours=(0.0, 0.0))
     steps, dropped = plan([*ground, orog], "grib", ("slp",))
-    assert [s.lead_time for s in steps] == [3] and [lead for _, lead, _ in dropped] == [0]
+    assert [s.lead_time for s in steps] == [3] and dropped == []
+    by_hand = derive.sea_level_pressure(95000.0, 290.0, 550.0)
+    assert evaluate(steps[0])[0][0, 0, 0] == pytest.approx(float(by_hand), abs=0.01)
+
+
+@pytest.mark.parametrize("time", ["NaT", "1979-01-01", "2020-06-30T12"])
+def test_the_terrain_needs_no_time_of_its_own(time):
+    "A file of the height of the ground, without a date or with another one, serves all times."
+    ground = [toy("sp", 95000, "Pa"), toy("2t", 290, **TWO_METRES)]
+    orog = replace(toy("orog", 550, "m", hours=(0.0, 0.0)), reference_time=np.datetime64(time))
+    steps, dropped = plan([*ground, orog], "grib", ("slp",))
+    assert [s.lead_time for s in steps] == [3] and dropped == []
+    assert not any(isinstance(p, EstimatedTerrain) for p in steps[0].derivations[0][1].walk())
+    assert plan([orog], "grib", ("slp",)) == ([], [])
+
+
+def test_the_terrain_of_another_grid_is_not_used():
+    other = projected_grid(f"+proj=longlat {SPHERE}", [127.0, 128.0, 129.0], [36.0, 37.0])
+    ground = [toy("sp", 95000, "Pa"), toy("2t", 290, **TWO_METRES)]
+    orog = toy("orog", 550, "m", hours=(0.0, 0.0), grid=other)
+    derivation = plan([*ground, orog], "grib", ("slp",))[0][0].derivations[0][1]
+    assert any(isinstance(part, EstimatedTerrain) for part in derivation.walk())
+
+
+def test_points_without_rows():
+    "Winds, rain and heights of scattered points: (variable, point)."
+    points = UnstructuredGrid([0.0, 120.0, 240.0, 90.0], [80.0, 10.0, -40.0, -60.0])
+    fields = [
+        toy("10si", 10, "m s**-1", **TEN_METRES, grid=points),
+        toy("10wdir", 270, "degree true", **TEN_METRES, grid=points),
+        toy("tp", 6, "kg m**-2", hours=(0.0, 3.0), grid=points),
+        toy("sp", 95000, "Pa", grid=points),
+        toy("2t", 290, **TWO_METRES, grid=points),
+        toy("orog", 550, "m", grid=points),
+    ]
+    names = ("u10", "v10", "rain", "slp")
+    steps, _ = plan(fields, "grib", names)
+    values, _ = evaluate(steps[0])
+    assert values.shape == (4, 4) and steps[0].grid == points
+    by_hand = (10, 0, 2, float(derive.sea_level_pressure(95000.0, 290.0, 550.0)))
+    assert np.allclose(values, np.array(by_hand)[:, None], atol=0.01)
+    along = [replace(f, grid_relative=True) for f in fields]
+    along += [
+        toy(n, 3, "m s**-1", **TEN_METRES, grid=points, grid_relative=True) for n in ("10u", "10v")
+    ]
+    with raises(GridError, "winds along the grid"):
+        evaluate(plan(along, "grib", ("u10", "v10"))[0][0])
 
 
 def test_winds_along_a_rotated_grid_are_rotated():

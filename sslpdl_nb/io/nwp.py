@@ -5,9 +5,10 @@
 # %% ../../nbs/43_io_nwp.ipynb #4ac2d536
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
@@ -25,14 +26,34 @@ from sslpdl_nb.grids.types import cf_coordinates, crs_attributes, grid_from_cf
 from sslpdl_nb.io import derive
 from sslpdl_nb.io.fields import Field, Source, add_file_name, as_raw_file, list_files, open_file
 from sslpdl_nb.io.grib import grib_fields
-from sslpdl_nb.io.lexicon import alternatives, names_in, the_source
+from sslpdl_nb.io.lexicon import alternatives, names_in, split_quantity, the_source
 from sslpdl_nb.io.netcdf import netcdf_fields, open_lazy
-from sslpdl_nb.io.plan import EstimatedTerrain, TakenAsDry, evaluate, is_amount, plan
+from sslpdl_nb.io.plan import (
+    EstimatedTerrain,
+    FieldIndex,
+    FromFile,
+    RainOfPeriod,
+    Sum,
+    TakenAsDry,
+    evaluate,
+    find_derivation,
+    from_file,
+    index_by_time,
+    is_amount,
+    plan,
+)
 from sslpdl_nb.io.wrf import wrf_fields
 
 # %% auto #0
 __all__ = [
     "scan",
+    "level_in_words",
+    "names_in_words",
+    "made_of",
+    "why_missing",
+    "Finding",
+    "account",
+    "account_table",
     "read_nwp",
     "read_dataset",
     "is_our_form",
@@ -84,6 +105,171 @@ def _corrected(f: Field, source: Source) -> Field:
         return replace(f, start_step=start_step)
     valid_time = f.reference_time + np.timedelta64(round(f.end_step * 3600), "s")
     return replace(f, reference_time=valid_time, start_step=start_step - f.end_step, end_step=0.0)
+
+
+# %% ../../nbs/43_io_nwp.ipynb #5c161cbe
+_LEVELS = {
+    "isobaricInhPa": "at {:g} hPa",
+    "heightAboveGround": "at {:g} m",
+    "meanSea": "at sea level",
+    "surface": "at the surface",
+}
+
+
+def level_in_words(
+    level_type: str,  # as in a file
+    level: float,
+) -> str:
+    "A level as one says it: at 850 hPa, at 2 m, at sea level."
+    return _LEVELS.get(level_type, f"at {level_type} {{:g}}").format(level)
+
+
+def names_in_words(
+    all_parts: list,  # from lexicon.alternatives
+) -> str:
+    "The alternatives of a table: gh or z at 500 hPa."
+    by_level = {}  # in the order of the table
+    for parts in all_parts:
+        names = " + ".join(name for name, *_ in parts)
+        by_level.setdefault(level_in_words(*parts[0][1:]), []).append(names)
+    return ", ".join(f"{' or '.join(names)} {level}" for level, names in by_level.items())
+
+
+# %% ../../nbs/43_io_nwp.ipynb #c88108e8
+def made_of(
+    derivation,  # Derivation
+) -> str:
+    "From which fields a quantity is made, in one line."
+    if isinstance(derivation, FromFile):
+        f = derivation.field
+        return f"{f.name} {level_in_words(f.level_type, f.level)}"
+    if isinstance(derivation, Sum):
+        return " + ".join(map(made_of, derivation.parts()))
+    if isinstance(derivation, RainOfPeriod):
+        f, earlier = derivation.field, derivation.earlier
+        less = f" less {earlier.start_step:g}-{earlier.end_step:g} h" if earlier else ""
+        return f"{f.name} of {f.start_step:g}-{f.end_step:g} h{less}"
+    names = ", ".join(sorted({f.name for f in derivation.needs()}))
+    kinds = {type(part) for part in derivation.walk()}
+    estimated = ", terrain estimated" if EstimatedTerrain in kinds else ""
+    return f"{derivation.describe()}: {names}{estimated}"
+
+
+# %% ../../nbs/43_io_nwp.ipynb #c058613f
+def _without_humidity(index, level, lead_time) -> str:
+    there = [q + level for q in ("td", "q") if from_file(index, q + level, lead_time)]
+    if there:
+        return f"{there[0]} is there, but no t{level}"
+    return f"from dew point td{level} or specific humidity q{level}: neither there"
+
+
+def _without_wind(index, level, lead_time) -> str:
+    there = [q + level for q in "uv" if from_file(index, q + level, lead_time)]
+    if there:
+        return f"{there[0]} lies along the grid and can only be rotated with the other component"
+    if not alternatives(index.source, "ws" + level):
+        return ""
+    return f"from speed ws{level} and direction wd{level}: not both there"
+
+
+def _without_height(index, level, lead_time) -> str:
+    lacking = [q for q in ("sp", "orog") if find_derivation(index, q, lead_time) is None]
+    what = ", ".join(lacking) or f"t{level} among five or more levels without large gaps"
+    return f"from temperatures of a column: no {what}"
+
+
+def _without_pressure(index, level, lead_time) -> str:
+    lacking = [q for q in ("sp", "t2m", "orog") if find_derivation(index, q, lead_time) is None]
+    return f"from sp, t2m and orog: no {', '.join(lacking)}"
+
+
+_OTHER_WAYS = dict(rh=_without_humidity, u=_without_wind, v=_without_wind)
+_OTHER_WAYS |= dict(gh=_without_height, slp=_without_pressure)
+
+
+# %% ../../nbs/43_io_nwp.ipynb #420cb9fb
+def _in_other_places(index, keys, lead_time) -> str:
+    "At which other levels or hours the names of a quantity are, in words; empty if nowhere."
+    words = []
+    for name, level_type, level in keys:
+        levels = [x for x in index.levels(name, level_type, lead_time) if x != level]
+        hours = sorted(index.periods((name, level_type, level)))
+        if levels:
+            more = " ..." if len(levels) > 6 else ""
+            numbers = ", ".join(f"{x:g}" for x in levels[:6])
+            words.append(f"{name} is at {numbers}{more}")
+        elif hours:
+            some = ", ".join(f"{a:g}-{b:g}" if a < b else f"{b:g}" for a, b in hours[:4])
+            words.append(f"{name} is there for hours {some}")
+    return "; ".join(words)
+
+
+def why_missing(
+    index: FieldIndex,
+    quantity: str,  # e.g. rh850
+    lead_time: float,  # h
+) -> str:
+    "Where a quantity was looked for, and what the formulas for it lack."
+    rows, words = alternatives(index.source, quantity), []
+    if from_file(index, quantity, lead_time) is None:
+        words.append(f"no {names_in_words(rows)}" if rows else "no row in the table")
+        words.append(_in_other_places(index, [key for parts in rows for key in parts], lead_time))
+    name, level = split_quantity(quantity)
+    if name in _OTHER_WAYS:
+        words.append(_OTHER_WAYS[name](index, level, lead_time))
+    return "; ".join(w for w in words if w)
+
+
+# %% ../../nbs/43_io_nwp.ipynb #b7b134da
+@dataclass(frozen=True)
+class Finding:
+    "What became of one variable."
+
+    variable: str
+    found: int  # number of times at which it can be made
+    times: int  # number of all reference and lead times
+    how: str  # made of which fields, or what is missing
+
+
+def account(
+    fields,  # from scan, of one or several files
+    source="grib",  # key of SOURCES, a Source or a dictionary of rows
+    variables=VARIABLE_NAMES,  # which ones are wanted
+) -> list:  # of Finding, one for each variable
+    "How each variable can be made, or why not; no values are read. Raises DataError like `plan`."
+    source = the_source(source)
+    indices = index_by_time(fields, source).values()
+    moments = [(index, lead_time) for index in indices for lead_time in index.lead_times]
+    made = {v: [find_derivation(*_question(moment, v)) for moment in moments] for v in variables}
+    numbers = [sum(made[v][k] is not None for v in variables) for k in range(len(moments))]
+    best = moments[int(np.argmax(numbers))] if moments else (FieldIndex([], source), 0.0)
+    findings = []
+    for v, derivations in made.items():
+        found = [d for d in derivations if d is not None]
+        how = made_of(found[-1]) if found else why_missing(*_question(best, v))
+        findings.append(Finding(v, len(found), len(moments), how))
+    return findings
+
+
+def _question(moment, quantity) -> tuple:
+    "Index, quantity and lead time."
+    return moment[0], quantity, moment[1]
+
+
+# %% ../../nbs/43_io_nwp.ipynb #8e22c3bf
+def account_table(
+    findings: list,  # from account
+    width: int = 100,  # characters
+) -> str:
+    "Findings as a table, one line for each variable."
+    lines = ["variable  times   made of (-> what is missing)"]
+    for f in findings:
+        begin = f"{f.variable:8}  {f'{f.found}/{f.times}':6}  "
+        mark = "" if f.found else "-> "
+        indent = " " * len(begin)
+        wrapped = textwrap.wrap(begin + mark + f.how, width, subsequent_indent=indent)
+        lines += wrapped
+    return "\n".join(lines)
 
 
 # %% ../../nbs/43_io_nwp.ipynb #32992902
@@ -201,12 +387,16 @@ def _accumulation_coordinate(rows) -> dict:
     return {"rain_accumulation": ("lead_time", longest, about)}
 
 
+def _dims(grid) -> tuple:
+    "The names of the horizontal dimensions."
+    return ("y", "x") if len(grid.shape) == 2 else ("point",)
+
+
 def _as_dataset(rows, values, note, title) -> xr.Dataset:
-    "A CF dataset of the values (time, lead_time, variable, y, x)."
+    "A CF dataset of the values (time, lead_time, variable, y, x), or (..., point)."
     grid, about = rows[0][0].grid, {v.name: v for v in VARIABLES}
-    data = {"crs": ((), 0, crs_attributes(grid))}
+    data, dims = {"crs": ((), 0, crs_attributes(grid))}, ("time", "lead_time", *_dims(grid))
     for k, (name, _) in enumerate(rows[0][0].derivations):
-        dims = ("time", "lead_time", "y", "x")
         data[name] = (dims, values[:, :, k], _cf_attributes(about[name]))
     seconds = [round(step.lead_time * 3600) for step in rows[0]]
     lead_times = np.array(seconds, "timedelta64[s]").astype("timedelta64[ns]")
@@ -218,23 +408,31 @@ def _as_dataset(rows, values, note, title) -> xr.Dataset:
 
 
 # %% ../../nbs/43_io_nwp.ipynb #f05cab3b
-def _nothing_found(fields, source, missing, names) -> DataError:
-    "Why no step can be made of the fields on hand."
-    rain_names = {key[0] for parts in alternatives(source, "rain") for key in parts}
-    without_hours = [
-        f
-        for f in fields
-        if f.name in rain_names and f.start_step == f.end_step and is_amount(f.units)
-    ]
-    if "rain" in missing and without_hours:
+def _nothing_found(fields, source, variables, names) -> DataError:
+    "Why no step can be made of the fields on hand: what is missing, then a table."
+    findings = account(fields, source, variables)
+    never = [f.variable for f in findings if not f.found]
+    without_hours = _amounts_without_hours(fields, source)
+    if "rain" in never and without_hours:
         f = without_hours[0]
         hours = f'rain="total" or hours, amounts=({f.name!r},)'
         expected = f"what its amounts cover: Source({{...}}, {hours})"
         found = f"{f.name} in {f.units} without hours"
         return DataError(mismatch(f"{names}: rain", expected, found))
-    expected = "names of the source table, or others to derive them from"
-    found = sorted({f"{f.name} {f.level_type}" for f in fields}) or "no field of the table"
-    return DataError(mismatch(f"{names}: fields for {missing}", expected, found))
+    expected = "one lead time with " + ("all variables" if len(variables) > 1 else variables[0])
+    found = f"no {', '.join(never)}" if never else "all of them, but never together"
+    if not fields:
+        found += " (no field that the table knows)"
+    told = [mismatch(f"{names}: variables", expected, found), "", account_table(findings)]
+    told += textwrap.wrap(source.elsewhere, 100) if never else []
+    return DataError("\n".join(told))
+
+
+def _amounts_without_hours(fields, source) -> list:
+    "Amounts of rain of which nobody says which hours they cover."
+    keys = {key for parts in alternatives(source, "rain") for key in parts}
+    rain = [f for f in fields if f.key in keys and f.start_step == f.end_step]
+    return [f for f in rain if is_amount(f.units)]
 
 
 # %% ../../nbs/43_io_nwp.ipynb #8c03f8ab
@@ -243,7 +441,7 @@ def read_nwp(
     source="grib",  # key of SOURCES, a Source or a dictionary of rows
     variables=VARIABLE_NAMES,  # which ones are wanted
     memory: float = 5e8,  # bytes: larger datasets stay lazy
-) -> xr.Dataset:  # (time, lead_time, y, x), our names and units
+) -> xr.Dataset:  # (time, lead_time, y, x) or (..., point), our names and units
     """Forecast files of a model as one dataset.
 
     Raises DataError or GridError, with names of files, if nothing can be made of them.
@@ -260,8 +458,7 @@ def _read_files(files, source, variables=VARIABLE_NAMES, memory=5e8) -> xr.Datas
     fields = [f for file in files for f in scan(file, table)]
     steps, dropped = plan(fields, table, variables)
     if not steps:
-        missing = min((names for *_, names in dropped), key=len, default=list(variables))
-        raise _nothing_found(fields, table, missing, names)
+        raise _nothing_found(fields, table, variables, names)
     rows = _rectangle(steps, names)
     lost = {s.lead_time for s in steps} - {s.lead_time for s in rows[0]}
     note = _note([step for row in rows for step in row], dropped, lost)
@@ -346,8 +543,8 @@ def check_grid(
         grid = grid_from_cf(ds)
     except GridError as error:
         raise GridError(f"{where}: {error}") from error
-    if len(grid.shape) != 2:
-        raise GridError(mismatch(f"{where}: grid", "rows and columns", f"{grid.shape} points"))
+    if len(grid.shape) == 1:  # longitude and latitude are all that is known
+        return ds, grid
     for name, computed in zip(("longitude", "latitude"), grid.lonlat()):
         if name in ds.coords and not _agrees(ds[name], computed):
             expected, found = "what x, y and crs give", f"another {name}"
@@ -408,9 +605,9 @@ def longer_note(
 
 # %% ../../nbs/43_io_nwp.ipynb #b070bea4
 def check_nwp(
-    ds: xr.Dataset,  # dimensions time, lead_time, y, x in any order
+    ds: xr.Dataset,  # dimensions time, lead_time, y, x or point, in any order
     where: str,  # file name, for errors
-) -> xr.Dataset:  # 16 variables (time, lead_time, y, x), float32, our units
+) -> xr.Dataset:  # 16 variables (time, lead_time, y, x) or (..., point), float32, our units
     "A forecast in our form. Raises DataError or GridError that says what is wrong with it."
     missing = [n for n in VARIABLE_NAMES if n not in ds.data_vars]
     if missing:
@@ -421,7 +618,7 @@ def check_nwp(
     ds, grid = check_grid(ds, where)
     data, clipped = {"crs": ((), 0, crs_attributes(grid))}, []
     for v in VARIABLES:
-        data[v.name], n = check_variable(ds, v, ("time", "lead_time", "y", "x"), where)
+        data[v.name], n = check_variable(ds, v, ("time", "lead_time", *_dims(grid)), where)
         clipped.append(n)
     kept = ("time", "lead_time", "rain_accumulation")
     coordinates = {name: ds[name] for name in kept if name in ds.coords}

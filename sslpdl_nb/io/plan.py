@@ -35,11 +35,13 @@ __all__ = [
     "Column",
     "Heights",
     "EstimatedTerrain",
+    "is_ground",
     "FieldIndex",
     "remembered",
     "from_file",
     "find_derivation",
     "Step",
+    "index_by_time",
     "plan",
     "evaluate",
 ]
@@ -60,7 +62,7 @@ class Derivation:
         return ()
 
     def compute(self, *parts):
-        "The values (y, x) from those of its parts."
+        "The values (y, x) or (point,) from those of its parts."
         raise NotImplementedError
 
     def describe(self) -> str:
@@ -78,7 +80,7 @@ class Derivation:
         return [f for derivation in self.walk() for f in derivation.fields()]
 
     def values(self, known: dict | None = None):
-        "The values (y, x) in our unit. What is in `known` is not computed again."
+        "The values (y, x) or (point,) in our unit. What is in `known` is not computed again."
         known = {} if known is None else known
         if self not in known:
             known[self] = self.compute(*[part.values(known) for part in self.parts()])
@@ -89,7 +91,7 @@ class Derivation:
 def read_in_units(
     f: Field,
     units: str,  # ours, a key of derive.UNITS
-) -> np.ndarray:  # (y, x)
+) -> np.ndarray:  # (y, x) or (point,)
     "The values of a field in our unit. Raises DataError for unknown units and wrong shapes."
     where = f"{f.file_name}: {f.name}"
     factor, offset = derive.unit_factor(f.units, units, where)
@@ -160,7 +162,7 @@ def is_amount(
 
 def millimetres(
     f: Field,  # an amount of rain, or a mean rate
-) -> np.ndarray:  # (y, x) mm
+) -> np.ndarray:  # (y, x) or (point,) mm
     "The rain of the hours that a field covers."
     if is_amount(f.units):
         return read_in_units(f, "mm")
@@ -329,6 +331,20 @@ def _estimated_terrain(terrain) -> np.ndarray:
 
 
 # %% ../../nbs/42_io_plan.ipynb #12688721
+def is_ground(
+    f: Field,
+    source: Source,
+) -> bool:
+    "Whether a field is the height of the ground, which does not move during a forecast."
+    return f.key in _ground_keys(source)
+
+
+@lru_cache(maxsize=32)
+def _ground_keys(source) -> frozenset:
+    "Names, level types and levels of the height of the ground."
+    return frozenset(parts[0] for parts in alternatives(source, "orog") if len(parts) == 1)
+
+
 class FieldIndex:
     "The fields of one reference time, found by name, level and hours."
 
@@ -336,10 +352,12 @@ class FieldIndex:
         self,
         fields,  # of one reference time; all of them, also of other lead times
         source: Source,
+        ground=(),  # fields of the height of the ground, of any time
     ):
         "Raises DataError if two fields contradict each other."
         self.source = source
-        self.lead_times = sorted({f.end_step for f in fields})
+        self.lead_times = sorted({f.end_step for f in fields if not is_ground(f, source)})
+        self.ground = {}  # grid -> field
         self.answers = {}  # to questions that were asked before, see `remembered`
         self._fields = {}  # (name, level type, level, first hour, last hour) -> field
         self._periods = defaultdict(set)  # (name, level type, level) -> {(first, last hour)}
@@ -348,6 +366,8 @@ class FieldIndex:
             if other is not f and not _same_values(other, f):
                 raise _contradiction(f, other)
             self._periods[f.key].add((f.start_step, f.end_step))
+        for f in ground:
+            self.ground.setdefault(f.grid, f)
 
     def instantaneous(self, key, lead_time):
         "The field of a name, level type and level at one moment, or None."
@@ -524,9 +544,11 @@ def _height(index, level, lead_time):
 
 
 def _terrain(index, level, lead_time):
-    "The height of the ground: written at another lead time, or estimated; or None."
-    written = [from_file(index, "orog", other) for other in index.lead_times]
-    return next((orog for orog in written if orog is not None), None) or _estimate(index)
+    "The height of the ground: written at any other time for the same grid, or estimated; or None."
+    pressure = from_file(index, "sp", lead_time)
+    if isinstance(pressure, FromFile) and pressure.field.grid in index.ground:
+        return FromFile(index.ground[pressure.field.grid], QUANTITY_UNITS["orog"])
+    return _estimate(index)
 
 
 @remembered
@@ -573,8 +595,22 @@ class Step:
     derivations: tuple  # of (variable, Derivation)
 
 
+def index_by_time(
+    fields,  # of one or several reference times
+    source: Source,
+) -> dict:  # reference time -> FieldIndex, in order of time
+    "The fields of each reference time; those without a date count only as ground."
+    by_time, ground = defaultdict(list), []
+    for f in fields:
+        if is_ground(f, source):
+            ground.append(f)
+        if not np.isnat(f.reference_time):
+            by_time[f.reference_time].append(f)
+    return {t: FieldIndex(some, source, ground) for t, some in sorted(by_time.items())}
+
+
 def plan(
-    fields,  # of one or several reference times, from scan
+    fields,  # of one or several reference times, see io.nwp.scan
     source="grib",  # key of SOURCES, a Source or a dictionary of rows
     variables=VARIABLE_NAMES,  # which ones are wanted
 ) -> tuple:  # steps that can be made; [(reference time, lead time, what is missing)] of others
@@ -582,13 +618,8 @@ def plan(
 
     Raises DataError if two fields contradict each other, GridError if a step has several grids.
     """
-    source, by_time = the_source(source), defaultdict(list)
-    for f in fields:
-        if not np.isnat(f.reference_time):
-            by_time[f.reference_time].append(f)
     steps, dropped = [], []
-    for time, fields_of_time in sorted(by_time.items()):
-        index = FieldIndex(fields_of_time, source)
+    for time, index in index_by_time(fields, the_source(source)).items():
         for lead_time in index.lead_times:
             found = tuple((v, find_derivation(index, v, lead_time)) for v in variables)
             missing = [v for v, derivation in found if derivation is None]
@@ -612,8 +643,11 @@ def _one_grid(derivations, lead_time):
 # %% ../../nbs/42_io_plan.ipynb #ced8017d
 def evaluate(
     step: Step,
-) -> tuple:  # (variable, y, x) float32 in our units; small negative values of rain set to zero
-    "All variables of a step. Raises DataError if values are missing or beyond anything measured."
+) -> tuple:  # (variable, y, x) or (..., point) float32; number of small negative values of rain
+    """All variables of a step in our units; small negative values of rain become zero.
+
+    Raises DataError if values are missing or beyond anything measured.
+    """
     file_name = step.derivations[0][1].needs()[0].file_name
     time = str(step.reference_time)[:13]
     where = f"{file_name}, reference time {time}, lead time {step.lead_time:g} h"
