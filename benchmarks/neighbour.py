@@ -1,6 +1,6 @@
 """What busy neighbours cost a training step, for several settings of its threads.
 
-    python benchmarks/neighbour.py [--neighbours 0 1 2 4] [--repeats 5] [--out FILE.json]
+    python benchmarks/neighbour.py [--presets course paper] [--out FILE.json]
 
 Each setting trains in a process of its own. The processes take turns, one step at a time, beside a
 number of neighbours: processes that count without end. So whatever else the machine does meets all
@@ -29,17 +29,19 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-SETTINGS = {
-    "as installed": {},
-    "passive": PASSIVE,
-    "one thread": {"OMP_NUM_THREADS": "1"},
-    "short spin": {"GOMP_SPINCOUNT": "1000"},
-    "passive, memory kept": PASSIVE | KEEP_MEMORY,
-    "16 threads": {"OMP_NUM_THREADS": "16"},
-    "16 threads, passive": PASSIVE | {"OMP_NUM_THREADS": "16"},
+SETTINGS = {  # name -> environment, threads (0: as many as PyTorch takes)
+    "as installed": ({}, 0),
+    "passive": (PASSIVE, 0),
+    "one thread": ({}, 1),
+    "short spin": ({"GOMP_SPINCOUNT": "1000"}, 0),
+    "passive, memory kept": (PASSIVE | KEEP_MEMORY, 0),
+    "passive, 16 threads": (PASSIVE, 16),
 }
 MAIN = ["as installed", "passive", "one thread"]
-CASES = (("course", 16, list(SETTINGS)), ("paper", 2, MAIN))  # preset, samples a step, settings
+CASES = {  # preset -> samples a step, settings, numbers of neighbours, rounds
+    "course": (16, list(SETTINGS), (0, 1, 2, 4), 3),
+    "paper": (2, MAIN, (0, 2), 2),
+}
 NEIGHBOUR = "while True: pass"
 CHILD = """
 import json, resource, sys, time
@@ -50,6 +52,7 @@ from sslpdl_nb.pretrain import Pretrain
 from sslpdl_nb.train import parameter_groups, train_step
 
 set_seed(0)
+torch.set_num_threads(int(sys.argv[3]) or torch.get_num_threads())
 config = get_config(sys.argv[1])
 model, task = MaskedModel(config, len(VARIABLES)), Pretrain(config)
 optimizer = torch.optim.AdamW(parameter_groups(model, 1e-4, 0.05))
@@ -64,12 +67,13 @@ for _ in sys.stdin:
 """
 
 
-def start(preset: str, batch: int, setting: dict) -> subprocess.Popen:
+def start(preset: str, batch: int, setting: tuple) -> subprocess.Popen:
     "A process that trains one step for every line it gets."
+    added, threads = setting
     clean = {k: v for k, v in os.environ.items() if not k.startswith(READ_BY_THREADS)}
-    command = [sys.executable, "-c", CHILD, preset, str(batch)]
+    command = [sys.executable, "-c", CHILD, preset, str(batch), str(threads)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, env=clean | setting, **pipes)
+    return subprocess.Popen(command, env=clean | added, **pipes)
 
 
 def step(process) -> dict:
@@ -91,10 +95,10 @@ def busy_seconds() -> float:
     return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def take_turns(processes: dict, repeats: int) -> dict:
+def take_turns(processes: dict, rounds: int) -> dict:
     "setting -> steps; after each step the next setting has its turn."
     steps = {name: [] for name in processes}
-    for _ in range(repeats):
+    for _ in range(rounds):
         for name, process in processes.items():
             before = busy_seconds()
             taken = step(process)
@@ -115,45 +119,36 @@ def summary(preset, batch, neighbours, name, steps) -> dict:
     return row
 
 
-def measure(case: tuple, numbers: list, repeats: int) -> list:
-    "The rows of a case for all numbers of neighbours."
-    preset, batch, names = case
+def measure(preset: str):
+    "The rows of a preset, for one number of neighbours after the other."
+    batch, names, numbers, rounds = CASES[preset]
     processes = {name: start(preset, batch, SETTINGS[name]) for name in names}
-    take_turns(processes, 2)  # warm up
-    rows = []
+    take_turns(processes, 1)  # warm up
     for n in numbers:
         neighbours = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(n)]
         try:
-            steps = take_turns(processes, repeats)
+            steps = take_turns(processes, rounds)
         finally:
             for neighbour in neighbours:
                 neighbour.kill()
                 neighbour.wait()
-        rows += [summary(preset, batch, n, name, s) for name, s in steps.items()]
+        yield [summary(preset, batch, n, name, s) for name, s in steps.items()]
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    return rows
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2, 4])
-    p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--presets", nargs="+", default=["course", "paper"])
+    p.add_argument("--presets", nargs="+", default=list(CASES), choices=list(CASES))
     p.add_argument("--out", type=Path, default=RESULT, metavar="FILE.json")
     args = p.parse_args()
-    rows = []
-    for case in CASES:
-        if case[0] in args.presets:
-            rows += measure(case, args.neighbours, args.repeats)
-    result = dict(
-        environment=environment(),
-        date=time.strftime("%Y-%m-%d"),
-        settings=SETTINGS,
-        runs=rows,
-    )
-    write_json(args.out, result)
+    result = dict(environment=environment(), date=time.strftime("%Y-%m-%d"), settings=SETTINGS)
+    result["runs"] = []
+    for preset in args.presets:
+        for rows in measure(preset):
+            result["runs"] += rows
+            write_json(args.out, result)  # so that a run that is stopped leaves what it measured
 
 
 if __name__ == "__main__":
