@@ -21,7 +21,7 @@ class Format(NamedTuple):
     write: object  # (folder) -> None
     read: object  # (path) -> None; raises only errors of the package
     share: int = 1  # of all inputs
-    stay_open: bool = False  # files that the netCDF library refused stay open; nothing we can do
+    hdf5: bool = False  # read by the libraries netCDF and HDF5, whose own faults are known
 
 
 # ------------------------------------------------------------------ readers

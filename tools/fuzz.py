@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
 sys.path[0:0] = [str(ROOT / "tests"), str(ROOT)]
-SHOWN = 20  # faults that are printed
+SHOWN = 50  # differences that are printed
 
 
 def versions() -> dict:
@@ -46,6 +46,17 @@ def write_result(part: str, values: dict, path: Path):
     path.write_text(json.dumps(whole, indent=1) + "\n")
 
 
+def byte_result(counts, faults, slowest, seed: int, begin: float) -> dict:
+    "What is written of damaged copies."
+    table = {}
+    for name, count in counts.items():
+        table[name] = {word: count[word] for word in ("read", "refused", "endless", "fault")}
+        table[name]["slowest_cpu_seconds"] = slowest[name]
+    total = sum(sum(count.values()) for count in counts.values())
+    minutes = round((time.time() - begin) / 60, 1)
+    return dict(inputs=total, seed=seed, minutes=minutes, formats=table, faults=faults)
+
+
 def fuzz_bytes(n: int, seed: int, formats: list, keep: Path, until, out: Path) -> bool:
     "Damaged copies; whether all was well."
     from fuzz import run, shares
@@ -55,25 +66,23 @@ def fuzz_bytes(n: int, seed: int, formats: list, keep: Path, until, out: Path) -
     chosen = {name: form for name, form in FORMATS.items() if not formats or name in formats}
     jobs, begin = shares(n, chosen), time.time()
     with tqdm(total=sum(end - first for _, first, end in jobs), unit="file", mininterval=5) as bar:
+        told = 0
 
-        def progress(faults):
+        def progress(counts, faults, slowest):
+            nonlocal told
             bar.update()
-            bar.set_postfix(faults=len(faults), refresh=False)
+            for fault in faults[told:]:
+                bar.write(str(fault))
+            told = len(faults)
+            if bar.n % 2000 == 0:  # what is known when somebody ends the run
+                write_result("bytes", byte_result(counts, faults, slowest, seed, begin), out)
 
         counts, faults, slowest = run(jobs, seed, keep, until, progress)
-    table = {}
-    for name, count in counts.items():
-        table[name] = {word: count[word] for word in ("read", "refused", "fault")}
-        table[name]["slowest_cpu_seconds"] = slowest[name]
-    total = sum(sum(count.values()) for count in counts.values())
-    minutes = round((time.time() - begin) / 60, 1)
-    values = dict(inputs=total, seed=seed, minutes=minutes, formats=table, faults=faults)
+    values = byte_result(counts, faults, slowest, seed, begin)
     write_result("bytes", values, out)
-    for name, row in table.items():
+    for name, row in values["formats"].items():
         print(f"{name:16}", row)
-    for fault in faults[:SHOWN]:
-        print(fault)
-    print(f"{total} damaged copies, {len(faults)} faults")
+    print(f"{values['inputs']} damaged copies, {len(faults)} faults")
     return not faults
 
 
