@@ -109,7 +109,7 @@ def test_lead_times_below_zero_are_refused(tmp_path):
         time=("time", DAY + np.array([0, 3]) * HOUR),
         **degrees(),
     ).assign_coords(reftime=DAY + 6 * HOUR).to_netcdf(tmp_path / "a.nc")
-    with pytest.raises(DataError, match="a.nc: lead times.*-6 h"):
+    with pytest.raises(DataError, match="a.nc: lead times of t2m.*-6 h"):
         netcdf_fields(tmp_path / "a.nc", T2M)
 
 

@@ -5,7 +5,6 @@
 # %% ../../nbs/39_io_netcdf.ipynb #dfd859db
 from __future__ import annotations
 
-import re
 import warnings
 from collections import OrderedDict
 from functools import partial
@@ -16,8 +15,15 @@ import numpy as np
 import xarray as xr
 
 from sslpdl_nb.core import DataError, GridError, SSLPDLError, mismatch
-from sslpdl_nb.grids.types import CurvilinearGrid, grid_from_cf, projected_grid
+from sslpdl_nb.grids.types import (
+    CurvilinearGrid,
+    UnstructuredGrid,
+    grid_from_cf,
+    projected_grid,
+    unit_vectors,
+)
 from sslpdl_nb.io.fields import Field, Source, add_file_name, as_raw_file, file_identity
+from sslpdl_nb.io.times import Step, decode_times, is_static, time_dimensions, time_steps
 
 # %% auto #0
 __all__ = ["open_lazy", "netcdf_values", "GridAxes", "netcdf_grid", "netcdf_fields"]
@@ -55,6 +61,8 @@ def open_lazy(
         raise DataError(mismatch(str(file.path), "NetCDF or Zarr", file.file_type))
     try:
         return _kept_open(file) if keep_open else _open_anew(file)
+    except SSLPDLError as error:
+        raise add_file_name(file.path, error) from error
     except Exception as error:  # the libraries below xarray raise almost anything on damaged files
         found = f"{type(error).__name__}: {error}"
         raise DataError(mismatch(str(file.path), "a complete, readable file", found)) from error
@@ -65,14 +73,21 @@ def _open_anew(file) -> xr.Dataset:
     engine = "zarr" if file.file_type == "Zarr" else "netcdf4"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ds = xr.open_dataset(file.path, engine=engine, decode_timedelta=True, cache=False)
+        try:
+            ds = xr.open_dataset(file.path, engine=engine, decode_timedelta=True, cache=False)
+        except ValueError:  # a time in units that xarray does not know
+            ds = xr.open_dataset(file.path, engine=engine, decode_times=False, cache=False)
     if file.file_type == "NetCDF":
         size = file.path.stat().st_size
         largest = max((v.nbytes for v in ds.variables.values()), default=0)
         if largest > 1e6 + 5000 * size:
             ds.close()
             raise ValueError(f"{ds.nbytes:.0e} bytes of data in a file of {size} bytes")
-    return ds
+    try:
+        return decode_times(ds)
+    except Exception:
+        ds.close()
+        raise
 
 
 # %% ../../nbs/39_io_netcdf.ipynb #3f75e2db
@@ -81,51 +96,138 @@ def netcdf_values(
     name: str,  # of the variable
     index: tuple = (),  # pairs (dimension, number) that select one field
     *,
-    transpose: bool = False,  # columns come before rows in the file
+    dims: tuple = (),  # of the rows and of the columns; () = the two that remain, as in the file
     from_north: bool = False,  # the first row in the file is the northernmost
-) -> np.ndarray:  # (y, x) float64, south to north, NaN = missing
-    "Read one field of a NetCDF variable. Raises DataError if its values cannot be read."
+) -> np.ndarray:  # (y, x) or (points,) float64, south to north, NaN = missing
+    """Read one field of a NetCDF variable; values outside its valid range are missing.
+
+    Raises DataError if its values cannot be read, or if all of them are outside the valid range.
+    """
     file = as_raw_file(file)
-    ds = open_lazy(file)
+    what = f"{file.path}: {name}"
+    v = open_lazy(file)[name]
     try:
-        values = ds[name].isel(dict(index)).values.squeeze()
+        values = v.isel(dict(index))
+        if "expver" in values.dims:
+            values = _one_experiment(values)
+        single = [d for d in values.dims if d not in dims and values.sizes[d] == 1]
+        if dims:
+            values = values.isel(dict.fromkeys(single, 0)).transpose(*dims)
+        values = values.values.astype(np.float64)
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-        raise DataError(mismatch(f"{file.path}: {name}", "readable values", found)) from error
-    if transpose:
-        values = values.T
-    values = values.astype(np.float64)
+        raise DataError(mismatch(what, "readable values", found)) from error
+    values = _without_invalid(v, values, what)
     return values[::-1] if from_north else values
 
 
-# %% ../../nbs/39_io_netcdf.ipynb #37342f94
-def _horizontal(ds, names, units):
-    "The name of the coordinate or variable of longitudes or latitudes; None if there is none."
-    for name, c in ds.variables.items():
-        known = (
-            str(name).lower() in names
-            or c.attrs.get("standard_name") in names
-            or str(c.attrs.get("units", "")).lower() in units
+def _one_experiment(values):
+    "ERA5 (1) where it is known, and else the preliminary ERA5T (5)."
+    order = np.argsort([int(e) for e in values["expver"].values])
+    first, *others = (values.isel(expver=int(k), drop=True) for k in order)
+    for other in others:
+        first = first.fillna(other)
+    return first
+
+
+# %% ../../nbs/39_io_netcdf.ipynb #9b1f6a01
+_DEFAULT_FILL = dict(  # numbers that NetCDF writes where nothing was written, by type
+    i2=-32767,
+    i4=-2147483647,
+    i8=-9223372036854775806,
+    u2=65535,
+    u4=4294967295,
+    f4=9.969209968386869e36,
+    f8=9.969209968386869e36,
+)
+
+
+def _limits(v, packed) -> tuple:
+    "The smallest and the largest valid number, as they are written in the file."
+    low, high = np.ravel(v.attrs.get("valid_range", (-np.inf, np.inf)))[:2]
+    low, high = v.attrs.get("valid_min", low), v.attrs.get("valid_max", high)
+    if packed.kind in "iu" and str(v.encoding.get("_Unsigned", "")).lower() == "true":
+        low, high = (
+            x % 256**packed.itemsize if np.isfinite(x) else x for x in map(float, (low, high))
         )
-        if known and c.ndim in (1, 2) and c.size > 1 and np.dtype(c.dtype).kind in "fiu":
-            return name
-    return None
+    return float(low), float(high)
 
 
-def _map_axis(ds, name, standard_names):
+def _without_invalid(v, values, what) -> np.ndarray:
+    "Values outside the valid range of a variable, and those never written, become NaN."
+    packed = np.dtype(v.encoding.get("dtype", v.dtype))
+    scale, offset = (v.encoding.get(n, d) for n, d in (("scale_factor", 1.0), ("add_offset", 0.0)))
+    never = _DEFAULT_FILL.get(packed.str[1:])
+    if never is not None and "_FillValue" not in v.encoding:
+        values = np.where(values == np.asarray(never * scale + offset, v.dtype), np.nan, values)
+    low, high = _limits(v, packed)
+    stated = [v.attrs[n] for n in ("valid_range", "valid_min", "valid_max") if n in v.attrs]
+    if any(np.asarray(s).dtype.kind == "f" for s in stated) and packed.kind in "iu":
+        scale, offset = 1.0, 0.0  # the range is one of unpacked values
+    ends = sorted((low * scale + offset, high * scale + offset))
+    margin = 1e-6 * np.abs(ends)
+    inside = (values >= ends[0] - margin[0]) & (values <= ends[1] + margin[1])
+    if not inside.any() and np.isfinite(values).any():
+        found = f"{np.nanmin(values):g} to {np.nanmax(values):g}"
+        raise DataError(mismatch(what, f"values in the valid range {ends}", found))
+    return np.where(inside, values, np.nan)
+
+
+# %% ../../nbs/39_io_netcdf.ipynb #37342f94
+_LATITUDE = ("latitude", "lat", "xlat", "clat", "nav_lat", "degrees_north", "degree_north")
+_LONGITUDE = ("longitude", "lon", "xlong", "clon", "nav_lon", "degrees_east", "degree_east")
+
+
+def _is_one_of(name, c, words) -> bool:
+    "Whether a variable is a coordinate by its name, standard name or unit."
+    said = (str(name).lower(), c.attrs.get("standard_name"), str(c.attrs.get("units", "")).lower())
+    return any(word in words for word in said)
+
+
+def _bounds_of(ds) -> set:
+    "Variables that are the bounds of others."
+    attrs = [v.attrs | v.encoding for v in ds.variables.values()]
+    return {a[n] for a in attrs for n in ("bounds", "climatology") if a.get(n) in ds.variables}
+
+
+def _horizontal(ds, variable, words):
+    "The name of the longitudes or latitudes of a variable (None: of any); None if there are none."
+    out, bounds = [], _bounds_of(ds)
+    dims = ds.variables[variable].dims if variable else ()
+    for name, c in ds.variables.items():
+        known = name not in bounds and _is_one_of(name, c, words)
+        if not known or c.size < 2 or c.ndim == 0 or np.dtype(c.dtype).kind not in "fiu":
+            continue
+        if set(c.dims) <= set(dims) if variable else c.ndim < 3:
+            out.append(name)
+    named = _named_by(ds, variable)
+    return min(out, key=lambda name: name not in named, default=None)
+
+
+def _named_by(ds, variable) -> list:
+    "The coordinates that a variable names."
+    return [] if variable is None else str(ds[variable].encoding.get("coordinates", "")).split()
+
+
+# %% ../../nbs/39_io_netcdf.ipynb #9b1f6a03
+def _map_axis(ds, dims, name, standard_names):
     "The name of an axis of a map projection; None if there is none."
     for n, c in ds.coords.items():
-        if c.dims == (n,) and (n == name or c.attrs.get("standard_name") in standard_names):
-            return n
+        if c.dims == (n,) and (dims is None or n in dims):
+            if n == name or c.attrs.get("standard_name") in standard_names:
+                return n
     return None
 
 
-def _map_of(ds):
+def _map_of(ds, variable):
     "Names of the grid mapping, of its rows and of its columns; None if a file has no projection."
-    named = [v.attrs["grid_mapping"] for v in ds.variables.values() if "grid_mapping" in v.attrs]
+    chosen = ds.variables.values() if variable is None else [ds[variable]]
+    stated = [v.attrs | v.encoding for v in chosen]
+    named = [a["grid_mapping"] for a in stated if "grid_mapping" in a]
     crs = str(named[0]).split()[0].rstrip(":") if named else "crs"
-    row = _map_axis(ds, "y", ("projection_y_coordinate", "grid_latitude"))
-    column = _map_axis(ds, "x", ("projection_x_coordinate", "grid_longitude"))
+    dims = None if variable is None else ds[variable].dims
+    row = _map_axis(ds, dims, "y", ("projection_y_coordinate", "grid_latitude"))
+    column = _map_axis(ds, dims, "x", ("projection_x_coordinate", "grid_longitude"))
     if row is None or column is None or crs not in ds.variables:
         return None
     return (crs, row, column) if ds[crs].attrs.get("grid_mapping_name") else None
@@ -133,191 +235,144 @@ def _map_of(ds):
 
 # %% ../../nbs/39_io_netcdf.ipynb #867fd5e2
 class GridAxes(NamedTuple):
-    "The grid of a dataset and how its fields lie on it."
+    "The grid of a variable and how its fields lie on it."
 
     grid: object  # one of sslpdl_nb.grids.types, rows from south to north
-    row: str  # dimension of the rows
-    column: str  # dimension of the columns
+    row: str  # dimension of the rows; that of the points, if they are not in rows
+    column: str  # dimension of the columns; again that of the points
     from_north: bool  # rows of the file run from north to south
+
+    @property
+    def dims(self) -> tuple:
+        "The dimensions of a field."
+        return tuple(dict.fromkeys((self.row, self.column)))
+
+
+_METRES = dict(m=1, metre=1, meter=1, km=1e3, kilometre=1e3, kilometer=1e3)
+
+
+def _on_map(axis, crs) -> np.ndarray:
+    "An axis of a map in metres, or in degrees on a turned globe."
+    units = str(axis.attrs.get("units", "")).lower()
+    values = axis.values.astype(float)
+    if crs["grid_mapping_name"] == "rotated_latitude_longitude":
+        return values
+    if units.startswith("rad") and "perspective_point_height" in crs:
+        return values * float(crs["perspective_point_height"])  # angles seen from a satellite
+    factor = _METRES.get(units or "m", _METRES.get(units.rstrip("s")))
+    values = values * (factor or np.nan)
+    if factor is None or np.abs(np.diff(values)).max(initial=0) < 10:
+        expected = "m or km, 10 m apart or more"
+        found = f"{axis.values.ravel()[:2]} in units {units!r}"
+        raise GridError(mismatch(f"axis {axis.name} of a map", expected, found))
+    return values
 
 
 def _projected_axes(ds, crs, row, column) -> GridAxes:
     "A grid from a map projection and its two axes."
-    from_north = bool(ds[row][0] > ds[row][-1])
-    y = ds[row][::-1] if from_north else ds[row]
-    x = ds[column]
-    axes = dict(y=("y", y.values, y.attrs), x=("x", x.values, x.attrs))
-    grid = grid_from_cf(xr.Dataset({"crs": ((), 0, ds[crs].attrs)}, axes))
+    about = ds[crs].attrs
+    y, x = (_on_map(ds[n], about) for n in (row, column))
+    from_north = bool(y[0] > y[-1])
+    axes = dict(y=y[::-1] if from_north else y, x=x)
+    grid = grid_from_cf(xr.Dataset({"crs": ((), 0, about)}, axes))
     return GridAxes(grid, row, column, from_north)
+
+
+# %% ../../nbs/39_io_netcdf.ipynb #9b1f6a04
+def _degrees(c) -> np.ndarray:
+    "Longitudes or latitudes in degrees."
+    values = c.values.astype(float)
+    return np.degrees(values) if str(c.attrs.get("units", "")).startswith("rad") else values
 
 
 def _degree_axes(lat, lon) -> GridAxes:
     "A grid from an axis of latitudes and one of longitudes."
-    from_north = bool(lat[0] > lat[-1])
-    y = lat.values.astype(float)[:: -1 if from_north else 1]
-    x = lon.values.astype(float)
-    if x.size > 1 and np.diff(x).min() < -180:
-        x = np.where(x < x[0], x + 360, x)  # ... 359, 0 ... continues as 360
+    y, x = _degrees(lat), np.unwrap(_degrees(lon), period=360)  # ... 359, 0 ... goes on as 360
+    if not (np.abs(y) < 90.01).all():
+        raise GridError(mismatch(f"{lat.name}", "degrees from -90 to 90", f"{y[0]:g} to {y[-1]:g}"))
+    from_north = bool(y[0] > y[-1])
+    y = y[:: -1 if from_north else 1]
     grid = projected_grid("+proj=longlat +R=6371229 +no_defs", x, y)
     return GridAxes(grid, lat.dims[0], lon.dims[0], from_north)
 
 
 def _point_axes(lat, lon) -> GridAxes:
-    "A grid from a latitude and a longitude for every point."
-    from_north = bool(lat[0, 0] > lat[-1, 0])
+    "A grid from a latitude and a longitude for every point of rows and columns."
+    y, x = _degrees(lat), _degrees(lon)
+    from_north = bool(y[0, 0] > y[-1, 0])
     rows = slice(None, None, -1 if from_north else 1)
-    return GridAxes(CurvilinearGrid(lon.values[rows], lat.values[rows]), *lat.dims, from_north)
+    return GridAxes(CurvilinearGrid(x[rows], y[rows]), *lat.dims, from_north)
+
+
+def _scattered(ds, lat, lon) -> GridAxes:
+    "A grid of points in any order, the cells of ICON for example."
+    kind = str(ds.attrs.get("featureType", "")).lower()
+    if kind in ("trajectory", "profile", "trajectoryprofile") or {*lat.dims} & time_dimensions(ds):
+        expected, found = "the cells or points of a model", kind or "points that follow the time"
+        raise GridError(mismatch(f"{lat.name}, {lon.name}", expected, found))
+    return GridAxes(UnstructuredGrid(_degrees(lon), _degrees(lat)), *lat.dims, *lat.dims, False)
 
 
 # %% ../../nbs/39_io_netcdf.ipynb #ca4fc737
 def netcdf_grid(
     ds: xr.Dataset,  # of one file
     where: str,  # file name, for the error
+    variable: str | None = None,  # whose grid; None = the only one of the file
 ) -> GridAxes:
-    "The grid of a dataset. Raises GridError if it says nowhere where its points are."
-    found = _map_of(ds)
-    if found is not None:
-        return _projected_axes(ds, *found)
-    lat_name = _horizontal(ds, ("latitude", "lat", "xlat"), ("degrees_north", "degree_north"))
-    lon_name = _horizontal(ds, ("longitude", "lon", "xlong"), ("degrees_east", "degree_east"))
-    if lat_name is None or lon_name is None:
+    """The grid of a variable.
+
+    Raises GridError if nothing says where its points are, or if that is not understood.
+    """
+    found = _map_of(ds, variable)
+    lat_name = _horizontal(ds, variable, _LATITUDE)
+    lon_name = _horizontal(ds, variable, _LONGITUDE)
+    if found is None and (lat_name is None or lon_name is None):
         expected = "a grid mapping with x and y, or latitudes and longitudes"
-        names = sorted(map(str, ds.variables))[:20]
+        names = sorted(map(str, ds.variables))[:20] or "no variables outside groups"
         raise GridError(mismatch(f"{where}: grid", expected, names))
-    lat, lon = ds[lat_name], ds[lon_name]
+    if found is None:
+        return _axes_of(ds, ds[lat_name], ds[lon_name], where)
+    axes = _projected_axes(ds, *found)
+    if lat_name is None or lon_name is None or ds[lat_name].dims != axes.dims:
+        return axes
+    points = _point_axes(ds[lat_name], ds[lon_name])
+    if points.from_north == axes.from_north and _agrees(axes.grid, points.grid):
+        return axes
+    text = f"{where}: {lat_name} and {lon_name} are used, as the map {found[0]} leads elsewhere"
+    warnings.warn(text, stacklevel=4)
+    return points
+
+
+def _agrees(grid, points) -> bool:
+    "Whether points of a map lie within a tenth of a cell of their longitudes and latitudes."
+    rows, columns = (np.unique(np.linspace(0, n - 2, 9).astype(int)) for n in grid.shape)
+    at = np.ix_(rows, columns)
+    here, there = (unit_vectors(*g.lonlat()) for g in (grid, points))
+    cell = np.linalg.norm(here[1:, 1:] - here[:-1, :-1], axis=-1)[at]
+    off = np.linalg.norm(here - there, axis=-1)[at]
+    return bool((off < 0.1 * cell).all())
+
+
+def _axes_of(ds, lat, lon, where) -> GridAxes:
+    "A grid from latitudes and longitudes."
     if lat.ndim == 1 and lon.ndim == 1 and lat.dims != lon.dims:
         return _degree_axes(lat, lon)
-    if lat.ndim == 2 and lat.dims == lon.dims:
+    if lat.dims == lon.dims and lat.ndim == 1:
+        return _scattered(ds, lat, lon)
+    if lat.dims == lon.dims and lat.ndim == 2:
         return _point_axes(lat, lon)
     dims = f"dimensions {lat.dims} and {lon.dims}"
     expected = "axes, or two fields of one shape"
-    raise GridError(mismatch(f"{where}: {lat_name}, {lon_name}", expected, dims))
-
-
-# %% ../../nbs/39_io_netcdf.ipynb #dcc151db
-_REFERENCE = re.compile("ref|init|run|analysis|cycle|start|base|issue", re.IGNORECASE)
-
-
-class _Times(NamedTuple):
-    "Names of the variables that tell times, the most trusted one first in each list."
-
-    references: list  # reference times: one entry or none
-    dates: list  # other dates
-    durations: list  # lead times: one entry or none
-
-
-def _standard_name(v) -> str:
-    return str(v.attrs.get("standard_name", ""))
-
-
-def _tells_time(ds, name) -> bool:
-    "Whether a variable is a date or a duration of the forecast."
-    v = ds[name]
-    if v.dtype.kind not in "mM" or v.ndim > 1:
-        return False
-    if name in ds.coords or _standard_name(v).startswith("forecast_"):
-        return True
-    return v.dtype.kind == "M" and _REFERENCE.search(str(name)) is not None
-
-
-def _time_names(ds) -> _Times:
-    "Which variables of a file tell times."
-    names = [n for n in ds.variables if _tells_time(ds, n)]
-    dates = [n for n in names if ds[n].dtype.kind == "M"]
-    dates.sort(key=lambda n: (str(n).startswith("valid"), ds[n].ndim == 0))
-    durations = [n for n in names if ds[n].dtype.kind == "m"]
-    durations.sort(key=lambda n: (_standard_name(ds[n]) != "forecast_period", ds[n].ndim == 0))
-    references = [n for n in dates if _standard_name(ds[n]) == "forecast_reference_time"]
-    if not references:
-        references = [n for n in dates if _REFERENCE.search(str(n))]
-    others = [n for n in dates if n not in references]
-    return _Times(references=references[:1], dates=others, durations=durations[:1])
-
-
-# %% ../../nbs/39_io_netcdf.ipynb #d08093dd
-class _Step(NamedTuple):
-    "One time step of a file."
-
-    reference_time: np.datetime64
-    lead_time: float  # hours
-    index: dict  # dimension -> number
-
-
-def _hours(duration) -> float:
-    return float(np.asarray(duration, "timedelta64[s]").astype(float) / 3600)
-
-
-def _entries(ds, name) -> list:
-    "Values of a scalar or an axis, each with its index: [(value, {dimension: number})]."
-    v = ds[name]
-    numbered = enumerate(np.atleast_1d(v.values))
-    return [(value, {v.dims[0]: k} if v.ndim else {}) for k, value in numbered]
-
-
-def _combined(ds, first, second) -> list:
-    "Values of two variables: side by side if they share a dimension, else each with each."
-    pairs = []
-    for i, (a, index_a) in enumerate(_entries(ds, first)):
-        for k, (b, index_b) in enumerate(_entries(ds, second)):
-            if ds[first].dims != ds[second].dims or i == k:
-                pairs.append((a, b, index_a | index_b))
-    return pairs
-
-
-# %% ../../nbs/39_io_netcdf.ipynb #61b20820
-def _date_and_duration(ds, times) -> list:
-    "Steps of a file with dates and durations."
-    name, duration = (times.references or times.dates)[0], times.durations[0]
-    together = ds[name].dims == ds[duration].dims != ()
-    valid = not times.references and (str(name).startswith("valid") or together)
-    return [
-        _Step(date - lead if valid else date, _hours(lead), index)
-        for date, lead, index in _combined(ds, name, duration)
-    ]
-
-
-def _steps_of(ds, times, analysis) -> list:
-    "The steps of a file; empty if its times are not enough."
-    dates = times.references + times.dates
-    if times.durations and dates:
-        return _date_and_duration(ds, times)
-    title = re.search(r"init (\d{4}-\d\d-\d\d) (\d\d) UTC", str(ds.attrs.get("title", "")))
-    if times.durations and title:
-        start = np.datetime64(f"{title[1]}T{title[2]}", "ns")
-        leads = _entries(ds, times.durations[0])
-        return [_Step(start, _hours(lead), index) for lead, index in leads]
-    if times.references and times.dates:
-        valid = min(times.dates, key=lambda n: ds[n].ndim == 0)
-        pairs = _combined(ds, times.references[0], valid)
-        return [_Step(start, _hours(date - start), index) for start, date, index in pairs]
-    if analysis and dates:
-        return [_Step(date, 0.0, index) for date, index in _entries(ds, dates[0])]
-    return []
-
-
-# %% ../../nbs/39_io_netcdf.ipynb #27a24f22
-def _netcdf_steps(ds, path, source) -> list:
-    "The steps of a file: from its path, if the source says how to read it, else from its times."
-    if source.path:
-        found = re.search(source.path, str(path))
-        if not found:
-            expected = f"a match of {source.path!r}"
-            raise DataError(mismatch(f"{path}: name", expected, path.name))
-        d = found.groupdict()
-        start = np.datetime64(f"{d['year']}-{d['month']}-{d['day']}T{d['hour']}", "ns")
-        return [_Step(start, float(d.get("lead", 0)), {})]
-    steps = _steps_of(ds, _time_names(ds), source.analysis)
-    if not steps:
-        expected = "reference and lead times (dates and durations)"
-        coordinates = f"coordinates {sorted(map(str, ds.coords))}"
-        raise DataError(mismatch(f"{path}: times", expected, coordinates))
-    least = min(step.lead_time for step in steps)
-    if least < 0:
-        raise DataError(mismatch(f"{path}: lead times", "none below 0 h", f"{least:g} h"))
-    return steps
+    raise GridError(mismatch(f"{where}: {lat.name}, {lon.name}", expected, dims))
 
 
 # %% ../../nbs/39_io_netcdf.ipynb #2e97d77d
+_HPA = ("hpa", "mb", "mbar", "mbars", "millibar", "millibars", "hectopascal", "hectopascals")
+_PA = ("pa", "pascal", "pascals")
+_PRESSURES = ("pressure_level", "isobaricinhpa", "isobaric", "plev", "pressure", "level", "lev")
+_USUAL = {*range(100, 1001, 25), 1, 2, 3, 5, 7, 10, 20, 30, 50, 70}  # hPa
+
+
 def _level_dimension(ds, rest):
     "The level dimension among those that are neither horizontal nor times; None if there is none."
     for d in rest:
@@ -329,25 +384,39 @@ def _level_dimension(ds, rest):
     return None
 
 
+def _hectopascals(c):
+    "The pressures of a level coordinate in hPa; None if they are no pressures."
+    units, name = str(c.attrs.get("units", "")).lower(), str(c.name).lower()
+    standard = str(c.attrs.get("standard_name", ""))
+    if standard.startswith(("atmosphere_", "ocean_")) or "formula_terms" in c.attrs:
+        return None  # levels that follow the ground, although their unit may be hPa
+    values = c.values.astype(float)
+    if units in _HPA or units in _PA:
+        return values / (100 if units in _PA else 1)
+    if units not in ("", "1") or (name not in _PRESSURES and standard != "air_pressure"):
+        return None
+    for factor in (1, 100):
+        some = len({1000, 925, 850, 700, 500} & {*(values / factor)})
+        if {*(values / factor)} <= _USUAL and (some >= min(3, values.size)):
+            return values / factor
+    if name in ("level", "lev"):  # perhaps numbers of model levels
+        return None
+    raise DataError(mismatch(f"levels {c.name}", "units hPa or Pa", f"{values[:3]} without units"))
+
+
+# %% ../../nbs/39_io_netcdf.ipynb #9b1f6a06
 def _levels(ds, dimension, source) -> tuple:
     "The values of a level dimension, pressures in hPa, and the type of level."
     if dimension is None:
         return [0.0], "surface"
-    coordinate = ds[dimension] if dimension in ds.coords else None
     if source.levels and len(source.levels) == ds.sizes[dimension]:
-        values = source.levels
-    elif coordinate is not None:
-        values = coordinate.values
-    else:
-        values = range(ds.sizes[dimension])
-    units = "" if coordinate is None else str(coordinate.attrs.get("units", ""))
-    pressure = (
-        source.levels
-        or units in ("hPa", "mbar", "millibars", "Pa")
-        or str(dimension) in ("pressure_level", "isobaricInhPa", "plev")
-    )
-    values = np.asarray(values, float) / (100 if units == "Pa" else 1)
-    return values.tolist(), "isobaricInhPa" if pressure else str(dimension)
+        return [float(level) for level in source.levels], "isobaricInhPa"
+    if dimension not in ds.coords or ds[dimension].dtype.kind not in "fiu":
+        return [float(k) for k in range(ds.sizes[dimension])], str(dimension)
+    pressures = _hectopascals(ds[dimension])
+    if pressures is not None:
+        return pressures.round(6).tolist(), "isobaricInhPa"
+    return ds[dimension].values.astype(float).tolist(), str(dimension)
 
 
 # %% ../../nbs/39_io_netcdf.ipynb #1d06e55d
@@ -364,48 +433,107 @@ def netcdf_fields(
         return _list_fields(file, source)
     except SSLPDLError as error:
         raise add_file_name(file.path, error) from error
+    except Exception as error:  # shapes and types that nobody expects
+        expected = "coordinates that can be understood"
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(mismatch(str(file.path), expected, found)) from error
 
 
 def _list_fields(file, source) -> list:
-    "The fields of all variables."
+    "The fields of all variables; what has no time of its own gets those of the others."
     ds = open_lazy(file)
-    axes = netcdf_grid(ds, file.path.name)
-    steps = _netcdf_steps(ds, file.path, source)
-    time_dims = {d for step in steps for d in step.index}
-    out = []
-    for name, v in ds.data_vars.items():
-        if not {axes.row, axes.column} <= set(v.dims) or v.dtype.kind not in "fiu":
-            continue
-        rest = [d for d in v.dims if d not in (axes.row, axes.column) and d not in time_dims]
-        if sum(v.sizes[d] > 1 for d in rest) > 1:  # nobody could say which of its fields is meant
-            continue
-        level_dim = _level_dimension(ds, rest)
-        out += _variable_fields(file, ds, name, axes, steps, level_dim, source)
+    axes, error = _on_grids(ds, file.path.name)
+    if not axes:
+        raise _no_grid(ds, error, file.path.name)
+    out, static = [], [name for name in axes if is_static(ds, name)]
+    for name in axes:
+        if name not in static:
+            steps = time_steps(ds, name, source, file.path)
+            out += _fields_of(file, ds, name, axes[name], steps, source)
+    moments = sorted({(f.reference_time, f.end_step) for f in out if f.start_step == f.end_step})
+    steps = [Step(start, lead_time, {}) for start, lead_time in moments]
+    for name in static:
+        own = steps or time_steps(ds, name, source, file.path)
+        out += _fields_of(file, ds, name, axes[name], own, source)
     return out
 
 
+# %% ../../nbs/39_io_netcdf.ipynb #9b1f6a07
+def _grid_of(ds, variable, where, known):
+    "The axes of a variable, looked up if they are known; None if it has no place on the Earth."
+    v = ds.variables[variable]
+    stated = [str((v.attrs | v.encoding).get(n, "")) for n in ("coordinates", "grid_mapping")]
+    key = (v.dims, *stated)
+    if key not in known:
+        try:
+            known[key] = netcdf_grid(ds, where, variable)
+        except GridError as error:
+            known[key] = error
+    return known[key]
+
+
+def _on_grids(ds, where) -> tuple:
+    "Axes of each variable that lies on a grid; an error for the others, or None."
+    known, found, error = {}, {}, None
+    aside = _bounds_of(ds)
+    for name, v in ds.data_vars.items():
+        is_place = _is_one_of(name, v, (*_LATITUDE, *_LONGITUDE))
+        if v.dtype.kind not in "fiu" or v.ndim == 0 or name in aside or is_place:
+            continue
+        axes = _grid_of(ds, name, where, known)
+        if isinstance(axes, GridError):
+            error = error or axes
+        elif set(axes.dims) <= set(v.dims):
+            found[name] = axes
+    return found, error
+
+
+def _no_grid(ds, error, where):
+    "Why a file has no variable on a grid: an error to be raised."
+    names = sorted(map(str, ds.variables))[:20] or "none outside groups"
+    title = str(ds.attrs.get("TITLE", "")).strip()
+    if "WRF" in title or "GRID" in title:
+        expected = "raw WRF output, with Times, XLAT, XLONG, P, PB, PH and PHB"
+        return DataError(mismatch(title, expected, names))
+    try:
+        dims = netcdf_grid(ds, where).dims
+    except GridError as general:
+        return error or general
+    return DataError(mismatch("variables", f"some with dimensions {dims}", names))
+
+
 # %% ../../nbs/39_io_netcdf.ipynb #0961cf01
+def _fields_of(file, ds, name, axes, steps, source) -> list:
+    "The fields of one variable; none if nobody could say which of its dimensions is the level."
+    aside = {*axes.dims, *steps[0].index, "expver"}
+    rest = [d for d in ds[name].dims if d not in aside]
+    times = {d for d in rest if ds.sizes[d] > 1} & time_dimensions(ds)
+    if times:
+        found = f"{ds.sizes[min(times)]} of them along {min(times)}"
+        raise DataError(mismatch(f"{file.path}: {name}", "one time in each field", found))
+    if sum(ds.sizes[d] > 1 for d in rest) > 1:
+        return []
+    return _variable_fields(file, ds, name, axes, steps, _level_dimension(ds, rest), source)
+
+
 def _variable_fields(file, ds, name, axes, steps, level_dim, source) -> list:
     "The fields of one variable: one for each step and level."
-    v = ds[name]
     values, level_type = _levels(ds, level_dim, source)
-    transpose = v.dims.index(axes.row) > v.dims.index(axes.column)
-    layout = dict(transpose=transpose, from_north=axes.from_north)
+    layout = dict(dims=axes.dims, from_north=axes.from_north)
     out = []
     for step in steps:
-        at_step = {d: k for d, k in step.index.items() if d in v.dims}
         for number, level in enumerate(values):
             at_level = {} if level_dim is None else {level_dim: number}
-            index = tuple((at_step | at_level).items())
+            index = tuple((step.index | at_level).items())
             out.append(
                 Field(
                     name=str(name),
                     level_type=level_type,
                     level=level,
                     reference_time=np.datetime64(step.reference_time, "ns"),
-                    start_step=step.lead_time,
+                    start_step=step.lead_time - step.hours,
                     end_step=step.lead_time,
-                    units=str(v.attrs.get("units", "")),
+                    units=str(ds[name].attrs.get("units", "")),
                     file_name=file.path.name,
                     grid_relative=source.grid_relative,
                     grid=axes.grid,

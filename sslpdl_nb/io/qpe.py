@@ -168,14 +168,11 @@ def _netcdf_images(file, source) -> list:
         expected = f"a variable called {' or '.join(source.names)}"
         raise DataError(mismatch(f"{where}: rain", expected, sorted(map(str, ds.data_vars))))
     dims = ds[name].dims
-    axes = netcdf_grid(ds, where)
-    images = [d for d in dims if d not in (axes.row, axes.column)]
+    axes = netcdf_grid(ds, where, name)
+    images = [d for d in dims if d not in axes.dims]
     units = str(ds[name].attrs.get("units", ""))
     units, periods = _periods(ds, images, source, units, f"{where}: {name}")
-    transpose = {axes.row, axes.column} <= set(dims) and (
-        dims.index(axes.column) < dims.index(axes.row)
-    )
-    layout = dict(transpose=transpose, from_north=axes.from_north)
+    layout = dict(dims=axes.dims, from_north=axes.from_north)
     out = []
     for k, (time, hours) in enumerate(periods):
         index = tuple((d, k) for d in images)

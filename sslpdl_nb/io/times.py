@@ -305,10 +305,9 @@ def _check_valid_times(ds, times, steps, what):
     "Raises DataError if the file tells valid times that start and lead time do not lead to."
     if not (times.references and times.durations and times.dates):
         return
-    dates = dict((str(index), date) for date, index in _entries(ds, times.dates[0]))
-    dims = ds[times.dates[0]].dims
+    dates = {str(index): date for date, index in _entries(ds, times.dates[0])}
     for step in steps:
-        written = dates.get(str({d: k for d, k in step.index.items() if d in dims}))
+        written = dates.get(str(step.index))  # if the date holds for this step alone
         if written is not None and abs(_valid_time(step) - written) > np.timedelta64(6, "m"):
             expected = f"{str(written)[:16]} ({times.dates[0]}; or analysis=True, --analysis)"
             found = f"{str(step.reference_time)[:16]} + {step.lead_time:g} h"
@@ -377,7 +376,7 @@ def time_steps(
         raise _no_times(ds, times, what)
     names = times.references + times.dates
     if not source.analysis:
-        _check_lead_times(steps, what)
+        _check_lead_times(steps, f"{path}: lead times of {name}")
         _check_valid_times(ds, times, steps, what)
     _check_calendar(ds, names, steps, what)
     return steps if name is None else _with_hours(ds, name, names, steps)
