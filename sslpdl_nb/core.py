@@ -9,13 +9,17 @@ import json
 import os
 import platform
 import random
-from contextlib import contextmanager
+import shutil
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 # %% auto #0
 __all__ = [
@@ -42,11 +46,14 @@ __all__ = [
     "config_to_json",
     "config_from_json",
     "set_seed",
+    "disk_errors",
     "atomic_path",
     "ensure",
     "write_json",
+    "exclusive",
     "environment",
     "device",
+    "usable_cores",
 ]
 
 
@@ -340,18 +347,40 @@ def set_seed(
 
 # %% ../nbs/01_core.ipynb #88a357a7
 @contextmanager
+def disk_errors(
+    path,  # what is being written
+    kinds=OSError,  # of exceptions
+):
+    "An exception of the disk becomes a DataError that names the path and the space left."
+    try:
+        yield
+    except kinds as error:
+        folder = next(p for p in Path(path).absolute().parents if p.exists())
+        free = shutil.disk_usage(folder).free / 1e9
+        found = f"{type(error).__name__}: {error} ({free:.2f} GB free)"
+        raise DataError(mismatch(f"writing {path}", "room and permission", found)) from error
+
+
+_WRITING = (OSError, RuntimeError, SafetensorError)  # what torch, netCDF4 and safetensors raise
+
+
+@contextmanager
 def atomic_path(
     path,  # the file to write
 ):  # yields the temporary path to write to
-    "Write to the yielded path; it becomes `path` only when the block ends without an error."
+    """Write to the yielded path; it becomes `path` only when the block ends without an error.
+
+    Raises DataError if it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield tmp
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+    with disk_errors(path, _WRITING):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield tmp
+            os.replace(tmp, path)
+        finally:
+            tmp.unlink(missing_ok=True)
 
 
 def ensure(
@@ -369,6 +398,43 @@ def write_json(path, values: dict):
     "Write a dictionary as JSON, whole or not at all."
     with atomic_path(path) as tmp:
         tmp.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+# %% ../nbs/01_core.ipynb #c8e2f3a5
+def _remove_leftovers(path: Path):
+    "Remove temporary files of `atomic_path` that killed processes have left."
+    for file in path.parent.iterdir():
+        if file.name.startswith(f".{path.name}.") and file.suffix == ".tmp":
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(
+    path,  # the output
+):
+    "While the block runs, no other process writes `path`. Raises DataError if one already does."
+    path = Path(path)
+    file = path.with_name(f".{path.name}.lock")
+    lock = FileLock(file, timeout=0)
+    with disk_errors(path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            holder = file.read_text(encoding="utf-8") if file.exists() else ""
+            found = f"{file} locked by {holder or 'another process'}"
+            raise DataError(mismatch(str(path), "one process that writes it", found)) from error
+    try:
+        with disk_errors(path):
+            begin = datetime.now().isoformat(" ", "seconds")
+            holder = f"process {os.getpid()} on {platform.node()} since {begin}"
+            file.write_text(holder, encoding="utf-8")
+            _remove_leftovers(path)
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()  # still locked: whoever has opened it finds it gone and begins again
+        lock.release()
 
 
 # %% ../nbs/01_core.ipynb #ea348627
@@ -396,3 +462,35 @@ def device(
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+# %% ../nbs/01_core.ipynb #c07e5a02
+def _cpu_limit(folder: Path):
+    "Processors that a control group of Linux may use, rounded up; None without a limit."
+    try:
+        if (folder / "cpu.max").exists():
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:  # older systems
+            limit = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return -(-int(limit) // int(period)) if int(limit) > 0 else None
+    except (OSError, ValueError):  # no such file, or the word max
+        return None
+
+
+def usable_cores(
+    system="/",  # folder in which the operating system has its proc and sys
+) -> int:  # at least 1
+    "How many cores this process may use: those it may run on, or fewer if a container limits it."
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    tree, own = Path(system, "sys/fs/cgroup"), Path(system, "proc/self/cgroup")
+    folders = {tree, tree / "cpu"}
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, controllers, path = line.split(":", 2)  # no controllers: the group has them all
+        if not controllers or "cpu" in controllers.split(","):
+            group = (tree / "cpu" if controllers else tree) / path.strip("/")
+            folders |= {group, *group.parents}  # every group obeys the groups around it
+    limits = [_cpu_limit(folder) for folder in folders]
+    return min([cores, *filter(None, limits)])

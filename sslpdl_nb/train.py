@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from sslpdl_nb.core import CheckpointError, DataError, atomic_path, mismatch, set_seed
+from sslpdl_nb.core import (
+    CheckpointError,
+    DataError,
+    atomic_path,
+    exclusive,
+    mismatch,
+    set_seed,
+)
 
 # %% auto #0
 __all__ = [
@@ -276,32 +284,35 @@ def fit(
 ) -> list[dict]:  # one entry per evaluation: step, loss and the task's scores
     """Train a model on a task.
 
-    Raises DataError where a score is not finite, CheckpointError for the state of another training.
+    Raises DataError where a score is not finite or another process trains with this state,
+    CheckpointError for the state of another training.
     """
     optimizer = AdamW(groups, betas=betas)
     parts = _parts(model, optimizer, steps, warmup)
     set_seed(seed)
     run = _describe_run(optimizer, steps, seed, about)
-    start, history = 0, []
-    if state and Path(state).exists():
-        start, history = load_state(state, parts, run)
-    where = next(model.train().parameters()).device
-    losses = []
-    bar = _batches_with_bar(train_loader, start, steps, progress)
-    for step, batch in bar:
-        batch = to_device(batch, where)
-        losses.append(train_step(model, task, batch, optimizer, clip_norm=clip_norm, step=step))
-        parts["schedule"].step()
-        if (step + 1) % eval_every and step + 1 < steps:
-            continue
-        loss = float(torch.stack(losses).mean())
+    with exclusive(state) if state else nullcontext():
+        start, history = 0, []
+        if state and Path(state).exists():
+            start, history = load_state(state, parts, run)
+        where = next(model.train().parameters()).device
         losses = []
-        history.append(dict(step=step + 1, loss=loss, **evaluate(model, task, valid_loader)))
-        _keep_best(parts, history, monitor)
-        if progress:
-            bar.write(_progress_line(history[-1], steps))
-        if state:
-            save_state(state, parts, run, step + 1, history)
+        bar = _batches_with_bar(train_loader, start, steps, progress)
+        for step, batch in bar:
+            batch = to_device(batch, where)
+            loss = train_step(model, task, batch, optimizer, clip_norm=clip_norm, step=step)
+            losses.append(loss)
+            parts["schedule"].step()
+            if (step + 1) % eval_every and step + 1 < steps:
+                continue
+            loss = float(torch.stack(losses).mean())
+            losses = []
+            history.append(dict(step=step + 1, loss=loss, **evaluate(model, task, valid_loader)))
+            _keep_best(parts, history, monitor)
+            if progress:
+                bar.write(_progress_line(history[-1], steps))
+            if state:
+                save_state(state, parts, run, step + 1, history)
     model.load_state_dict(parts["best"].state_dict())
     model.eval()
     return history

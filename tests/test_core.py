@@ -1,8 +1,11 @@
 "Words, configuration and small helpers: known answers, and files that are whole or not there."
 
+import errno
 import json
 import os
+import platform
 import random
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields, replace
@@ -10,6 +13,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from sslpdl_nb import core
 from sslpdl_nb.core import (
@@ -30,12 +34,15 @@ from sslpdl_nb.core import (
     config_from_json,
     config_to_json,
     device,
+    disk_errors,
     ensure,
     environment,
+    exclusive,
     get_config,
     mismatch,
     rain_class,
     set_seed,
+    usable_cores,
     write_json,
 )
 
@@ -236,7 +243,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["file.txt"]
-    with pytest.raises(FileNotFoundError), atomic_path(path):
+    with pytest.raises(DataError, match="writing .*file.txt"), atomic_path(path):
         pass  # nothing was written
     assert path.read_text() == "old"
 
@@ -248,6 +255,97 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
         write_json(path, {"csi": object()})
     assert json.loads(path.read_text()) == {"csi": 0.5}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("NetCDF: HDF error"),
+        SafetensorError("I/O error: No space left on device"),
+    ],
+)
+def test_what_libraries_raise_on_a_full_disk_names_the_file(tmp_path, error):
+    path = tmp_path / "Größe und Ort.nc"
+    with pytest.raises(DataError, match="Größe und Ort.nc: expected room.*GB free"):
+        with atomic_path(path) as tmp:
+            tmp.write_text("half")
+            raise error
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ZeroDivisionError), atomic_path(path):
+        raise ZeroDivisionError  # a mistake of the program is no fault of the disk
+    with pytest.raises(RuntimeError), disk_errors(path):
+        raise RuntimeError
+
+
+def test_the_output_of_another_process_is_refused(tmp_path):
+    path = tmp_path / "a b ü.zarr"
+    code = f"""
+import time
+from sslpdl_nb.core import exclusive
+with exclusive({str(path)!r}):
+    print("locked", flush=True)
+    time.sleep(100)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        holds = f"a b ü.zarr.lock locked by process {holder.pid} on {platform.node()} since"
+        with pytest.raises(DataError, match=re.escape(holds)), exclusive(path):
+            raise AssertionError("two writers")
+    finally:
+        holder.kill()
+        holder.wait()
+    (tmp_path / ".a b ü.zarr.12345.tmp").write_text("half")
+    (tmp_path / ".another.12345.tmp").write_text("of somebody else")
+    with exclusive(path):  # the system has released the lock; what was left is removed
+        pass
+    assert os.listdir(tmp_path) == [".another.12345.tmp"]
+
+
+def test_the_lock_of_a_folder_that_does_not_exist(tmp_path):
+    with exclusive(tmp_path / "new" / "out.state"):
+        pass
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match="file/out.state: expected room and permission"):
+        with exclusive(tmp_path / "file" / "out.state"):
+            pass
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch, xarray
+from safetensors.torch import save_file
+from sslpdl_nb.core import DataError, atomic_path, write_json
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # no file may be larger
+folder, big = Path(sys.argv[1]), torch.rand(5000)
+writers = dict(
+    torch=lambda path: torch.save(dict(a=big), path),
+    safetensors=lambda path: save_file(dict(a=big), path),
+    netcdf=lambda path: xarray.Dataset(dict(a=("x", big.numpy()))).to_netcdf(path),
+    text=lambda path: path.write_text(str(big.tolist())),
+)
+for name, write in writers.items():
+    try:
+        with atomic_path(folder / f"{name}.ü") as tmp:
+            write(tmp)
+    except DataError as error:
+        assert f"{name}.ü: expected room and permission" in str(error)
+        print(name)
+"""
+
+
+def test_every_library_that_runs_out_of_room_is_heard(tmp_path):
+    pytest.importorskip("resource")
+    for name in ("torch", "netcdf"):
+        (tmp_path / f"{name}.ü").write_text("old")
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == ["torch", "safetensors", "netcdf", "text"], done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["netcdf.ü", "torch.ü"]
+    assert (tmp_path / "netcdf.ü").read_text() == "old"
 
 
 def test_ensure_makes_what_is_missing_once(tmp_path):
@@ -307,3 +405,58 @@ def test_core_needs_only_numpy_and_torch():
 def test_values_of_another_type_are_refused(name, value):
     with pytest.raises(DataError, match=f"Config: {name}: expected"):
         get_config(**{name: value})
+
+
+def limits(folder, files, groups=None):
+    "A tree with the files of an operating system: path -> text."
+    for path, text in files.items():
+        file = folder / "sys" / "fs" / "cgroup" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    if groups is not None:
+        (folder / "proc" / "self").mkdir(parents=True)
+        (folder / "proc" / "self" / "cgroup").write_text(groups)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "files, groups, cores",
+    [
+        ({}, None, 64),  # not Linux
+        ({}, "0::/\n", 64),
+        ({"cpu.max": "200000 100000\n"}, "0::/\n", 2),  # inside a container
+        ({"cpu.max": "max 100000\n"}, "0::/\n", 64),
+        ({"cpu.max": "150000 100000\n"}, None, 2),  # one and a half
+        ({"cpu.max": "1000 100000\n"}, "0::/\n", 1),
+        ({"cpu.max": "9900000 100000\n"}, "0::/\n", 64),  # more than there are
+        ({"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "max 100000\n"}, "0::/a/b\n", 3),
+        ({"a/b/cpu.max": "max 100000\n", "a/cpu.max": "300000 100000\n"}, "0::/a/b\n", 3),
+        ({"other/cpu.max": "100000 100000\n"}, "0::/a/b\n", 64),
+        (
+            {"cpu/a/cpu.cfs_quota_us": "400000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+            "5:memory:/m\n4:cpu,cpuacct:/a\n1:name=systemd:/x\n0::/\n",
+            4,
+        ),
+        (
+            {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            "4:cpuacct,cpu:/docker/0123\n",  # a path that the container does not see
+            2,
+        ),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "1:cpu:/\n", 64),
+        ({"cpu.max": "what is this\n"}, "0::/\n", 64),
+        ({"cpu.max": ""}, "0::/\n", 64),
+    ],
+)
+def test_usable_cores_in_a_container(files, groups, cores, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    assert usable_cores(limits(tmp_path, files, groups)) == cores
+
+
+def test_usable_cores_are_those_of_the_affinity(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    assert usable_cores(tmp_path) == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_cores(tmp_path) == 8
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores(tmp_path) == 1

@@ -1,6 +1,12 @@
 "From files to a store: complete, accounted for, resumable, the same on threads and on a cluster."
 
+import errno
+import json
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,6 +252,204 @@ def test_resumes_where_it_stopped(archive, monkeypatch):
     monkeypatch.setattr(module, "evaluate", evaluate)
     resumed, other = open_store(store), open_store(go(archive, "other.zarr"))
     assert resumed.equals(other)
+
+
+@pytest.mark.parametrize("moment", ["store", "notes", "plan", "rename"])
+def test_killed_while_the_store_is_created_the_same_command_goes_on(archive, monkeypatch, moment):
+    def dies(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        if moment == "store":  # half of the arrays are there
+            import zarr
+
+            m.setattr(zarr.Group, "create_array", dies)
+        elif moment == "notes":
+            m.setattr(Path, "mkdir", only_outside("notes", Path.mkdir))
+        elif moment == "plan":
+            m.setattr(module, "write_json", dies)
+        else:
+            m.setattr(module.os, "replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            go(archive)
+    assert not (archive / "store.zarr").exists()
+    assert open_store(go(archive)).sizes["sample"] == 10
+    assert sorted(p.name for p in archive.iterdir()) == ["nwp", "qpe", "store.zarr"]
+
+
+def only_outside(name, make):
+    "A mkdir that stops the program at one folder."
+
+    def mkdir(path, *args, **options):
+        if path.name == name:
+            raise KeyboardInterrupt
+        return make(path, *args, **options)
+
+    return mkdir
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_arrays(tmp_path):
+    "The benchmark with few kills; it ends with an error if anything is lost."
+    script = Path(__file__).parent.parent / "benchmarks" / "robustness.py"
+    options = ["kill", "--works", "prepare", "--times", "6", "--out", str(tmp_path / "found.json")]
+    done = subprocess.run([sys.executable, "-P", script, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = json.loads((tmp_path / "found.json").read_text())["kill"]["works"].values()
+    assert len(found["kills"]) == 6 and found["completed"] > 0
+    assert "left behind" not in done.stdout
+
+
+def test_killed_while_an_old_store_is_deleted_nothing_of_it_is_taken(archive, monkeypatch):
+    store = go(archive)
+
+    def dies(path):
+        (path / "forecast" / "zarr.json").unlink()  # deleting has begun
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(module.shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            go(archive, fresh=True)
+    assert not store.exists()
+    assert open_store(go(archive)).sizes["sample"] == 10
+    assert np.isfinite(open_store(store)["forecast"]).all()
+    go(archive, fresh=True)
+    assert sorted(p.name for p in archive.iterdir()) == ["nwp", "qpe", "store.zarr"]
+
+
+def test_pieces_that_were_cut_off_are_removed(archive):
+    store = go(archive)
+    next((store / "notes").glob("*.json")).unlink()
+    piece = store / "forecast" / "c" / "0.12ab.partial"
+    piece.write_bytes(b"half")
+    go(archive)
+    assert not piece.exists()
+
+
+def test_every_file_is_listed_once_before_it_is_read(archive, monkeypatch):
+    listed, scan = [], module.scan
+
+    def counted(file, source):
+        listed.append(file.path.name)
+        return scan(file, source)
+
+    def nothing(*args):
+        return None
+
+    monkeypatch.setattr(module, "scan", counted)
+    monkeypatch.setattr(module, "_compute", nothing)
+    with pytest.raises(IndexError):  # no run was read
+        go(archive)
+    assert sorted(listed) == [f"nwp{day}.nc" for day in range(5)]
+
+
+def test_files_of_a_run_that_are_far_apart_are_paired_together(archive, monkeypatch):
+    for day in range(5):
+        (archive / f"nwp/nwp{day}.nc").unlink()
+        for lead in (6, 12):
+            forecast(day).sel(lead_time=[np.timedelta64(lead, "h")]).to_netcdf(
+                archive / f"nwp/{lead:02}_{day}.nc"
+            )
+    together = open_store(go(archive))
+    assert together.sizes["sample"] == 10
+    assert manifest(archive / "store.zarr")["runs"] == 5
+
+
+# ------------------------------------------------------------------ two processes, a full disk
+
+HOLD = """
+import sys, time
+from sslpdl_nb.core import exclusive
+with exclusive(sys.argv[1]):
+    print("locked", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_store_that_another_process_writes_is_refused(archive):
+    command = [sys.executable, "-c", HOLD, str(archive / "store.zarr")]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(DataError, match=f"store.zarr.lock locked by process {holder.pid} on "):
+            go(archive)
+        assert not (archive / "store.zarr").exists()
+    finally:
+        holder.kill()
+        holder.wait()
+    assert open_store(go(archive)).sizes["sample"] == 10
+
+
+def test_a_full_disk_is_named_and_the_work_goes_on_with_more_room(archive, monkeypatch):
+    import zarr
+
+    write = zarr.Array.__setitem__
+    calls = []
+
+    def full(array, *args):
+        calls.append(array)
+        if len(calls) == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(array, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr(zarr.Array, "__setitem__", full)
+        with pytest.raises(DataError, match="writing .*store.zarr: expected room.*No space left"):
+            go(archive, workers=1)
+    assert open_store(go(archive)).equals(open_store(go(archive, "other.zarr")))
+
+
+LIMITED = """
+import resource, sys
+from sslpdl_nb.cli import main
+
+if sys.argv[1] == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # no file may be larger
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def in_the_terminal(archive, store, limit, start=()):
+    "`sslpdl prepare` in a process that has no rights of an administrator and perhaps no room."
+    files = ["--nwp", str(archive / "nwp"), "--qpe", str(archive / "qpe"), "--out", str(store)]
+    command = [sys.executable, "-c", LIMITED, limit, "prepare", *files, "--source", "sslpdl"]
+    return subprocess.run([*start, *command], capture_output=True, text=True)
+
+
+def test_without_room_or_permission_the_command_names_the_store(archive):
+    pytest.importorskip("resource")
+    closed = archive / "closed"
+    closed.mkdir(mode=0o555)
+    start = []
+    if os.geteuid() == 0:  # permissions bind the administrator only without these capabilities
+        start = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+        if shutil.which("setpriv") is None:
+            pytest.skip("an administrator without setpriv")
+    done = in_the_terminal(archive, closed / "store.zarr", "free", start)
+    assert done.returncode == 2, done.stderr
+    assert "closed/store.zarr: expected room and permission, found PermissionError" in done.stderr
+    assert "Traceback" not in done.stderr and list(closed.iterdir()) == []
+    store = archive / "store.zarr"
+    done = in_the_terminal(archive, store, "full")
+    assert done.returncode == 2, done.stderr
+    assert "store.zarr: expected room and permission, found OSError" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (store / "manifest.json").exists()
+    assert open_store(go(archive)).equals(open_store(go(archive, "other.zarr")))
+
+
+def test_paths_with_spaces_and_umlauts_and_links(archive):
+    folder = archive / "Größe und Ort, São Tomé"
+    folder.mkdir()
+    for kind in ("nwp", "qpe"):
+        (archive / kind).rename(folder / kind)
+    store = go(folder, "Speicher für Übung.zarr")
+    assert open_store(store).sizes["sample"] == 10
+    (archive / "disk").mkdir()
+    (folder / "link.zarr").symlink_to(archive / "disk" / "real.zarr")
+    go(folder, "link.zarr")
+    assert (folder / "link.zarr").is_symlink()
+    assert open_store(folder / "link.zarr").equals(open_store(store))
 
 
 def test_refuses_to_mix(archive):

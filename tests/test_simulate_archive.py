@@ -247,13 +247,33 @@ def test_after_a_full_disk_only_the_rest_needs_room(tmp_path, monkeypatch):
 
     with monkeypatch.context() as m:
         m.setattr(archive, "_write_batch", quota)
-        with pytest.raises(DataError, match="full one"):
+        with pytest.raises(DataError, match="room and permission.*quota exceeded"):
             simulate(TOY, tmp_path, progress=False, workers=1)
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, int(0.4 * need))
     )
     simulate(TOY, tmp_path, progress=False)
     assert (tmp_path / "nwp.nc").exists()
+
+
+def test_a_folder_into_which_another_process_simulates_is_refused(tmp_path):
+    code = f"""
+import time
+from sslpdl_nb.core import exclusive
+with exclusive({str(tmp_path / "simulate")!r}):
+    print("locked", flush=True)
+    time.sleep(100)
+"""
+    command = [sys.executable, "-c", code]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(DataError, match=f"simulate.lock locked by process {holder.pid} on "):
+            simulate(TOY, tmp_path, 1, progress=False)
+        assert [p.name for p in tmp_path.iterdir()] == [".simulate.lock"]
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def test_bad_size_and_full_disk(tmp_path, monkeypatch):
@@ -270,7 +290,7 @@ def test_bad_size_and_full_disk(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
         m.setattr(archive, "_write_batch", full)
-        with pytest.raises(DataError, match="room on the disk"):
+        with pytest.raises(DataError, match="room and permission.*No space left"):
             simulate(TOY, tmp_path, progress=False)
     simulate(TOY, tmp_path, progress=False)  # and it goes on
     assert (tmp_path / "nwp.nc").exists()

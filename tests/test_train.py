@@ -1,5 +1,8 @@
 "The training loop: resuming, the training state, the order of batches, schedule and groups."
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -103,6 +106,49 @@ def test_the_state_of_another_training_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match="training it belongs to"):
         train(state=tmp_path / "state.pt")
+
+
+def test_a_state_that_another_process_writes_is_refused(tmp_path):
+    code = f"""
+import time
+from sslpdl_nb.core import exclusive
+with exclusive({str(tmp_path / "a.state")!r}):
+    print("locked", flush=True)
+    time.sleep(100)
+"""
+    command = [sys.executable, "-c", code]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(DataError, match=f"a.state.lock locked by process {holder.pid} on "):
+            train(state=tmp_path / "a.state")
+        assert not (tmp_path / "a.state").exists()
+    finally:
+        holder.kill()
+        holder.wait()
+    train(state=tmp_path / "a.state")
+    assert [f.name for f in tmp_path.iterdir()] == ["a.state"]
+
+
+def test_a_full_disk_keeps_the_state_before_and_names_the_file(tmp_path, monkeypatch):
+    "The message of torch says neither; this is what it raises there."
+    task = Square()
+    task.stop = 6
+    with pytest.raises(KeyboardInterrupt):
+        train(task, tmp_path / "a.state")
+    before = (tmp_path / "a.state").read_bytes()
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+    with monkeypatch.context() as m:
+        m.setattr(torch, "save", full)
+        with pytest.raises(DataError, match="writing .*a.state: expected room.*GB free"):
+            train(state=tmp_path / "a.state")
+    assert (tmp_path / "a.state").read_bytes() == before
+    assert equal(train(state=tmp_path / "a.state")[0], train()[0])
+    assert [f.name for f in tmp_path.iterdir()] == ["a.state"]
 
 
 def test_a_state_brings_back_parts_step_history_and_random_numbers(tmp_path):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter, defaultdict
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from sslpdl_nb.core import (
     DataError,
     GridError,
     SSLPDLError,
+    disk_errors,
+    exclusive,
     mismatch,
     write_json,
 )
@@ -125,16 +128,6 @@ def _fields_by_time(file, source) -> dict:
 
 
 # %% ../../nbs/46_io_prepare.ipynb #a6c83f52
-def _runs(files, source, refused) -> dict:
-    "Reference time -> the files that belong to it, in order of time."
-    runs = defaultdict(list)
-    read = partial(_fields_by_time, source=source)
-    for file, by_time in _read_each(files, read, refused):
-        for time in by_time:
-            runs[time].append(file)
-    return dict(sorted(runs.items()))
-
-
 def _steps(time, files, source, refused) -> tuple:
     "Steps of a run that can be made, and those that cannot."
     fields = []
@@ -142,6 +135,34 @@ def _steps(time, files, source, refused) -> tuple:
     for _, by_time in _read_each(files, read, refused):
         fields += by_time.get(time, [])
     return plan(fields, source)
+
+
+@lru_cache(maxsize=100_000)
+def _outline(time, files: tuple, source) -> tuple:
+    "What pairing needs of a run: (lead time, period of rain) of its steps, and what is dropped."
+    steps, dropped = _steps(time, files, source, refused={})
+    made = [(s.lead_time, dict(s.derivations)["rain"].accumulation) for s in steps]
+    return tuple(made), tuple(dropped)
+
+
+def _runs(files, source, refused) -> dict:
+    "Reference time -> the files that belong to it, in order of time."
+    runs, before = defaultdict(list), set()
+    read = partial(_fields_by_time, source=source)
+    for file, by_time in _read_each(files, read, refused):
+        for time in by_time:
+            runs[time].append(file)
+        _outline_all(before - set(by_time), runs, source)
+        before = set(by_time)
+    _outline_all(before, runs, source)
+    return dict(sorted(runs.items()))
+
+
+def _outline_all(times, runs, source):
+    "Outline runs while their files are still in memory; pairing repeats it where more files came."
+    for time in times:
+        with suppress(SSLPDLError):  # pairing notes it
+            _outline(time, tuple(runs[time]), source)
 
 
 # %% ../../nbs/46_io_prepare.ipynb #dd7e89ad
@@ -184,28 +205,23 @@ def pair(
     pairs = Pairs()
     for time, files in runs.items():
         try:
-            steps, dropped = _steps(time, files, source, refused)
+            steps, dropped = _outline(time, tuple(files), source)
         except SSLPDLError as error:
             refused[f"run of {_time_label(time)}"] = str(error)
             continue
         pairs.lacking += [_entry(t, lead, ", ".join(names)) for t, lead, names in dropped]
-        for step in steps:
-            _pair_step(pairs, step, windows, accumulation)
+        for lead_time, period in steps:
+            if period and abs(period - accumulation) > 1e-6:
+                reason = f"rain of {accumulation:g} h (files give {period:g} h)"
+                pairs.lacking.append(_entry(time, lead_time, reason))
+                continue
+            valid = time + np.timedelta64(round(lead_time * 3600), "s")
+            if valid in windows:
+                pairs.samples.append(SampleTime(time, lead_time, valid))
+            else:
+                pairs.without_observation += 1
     pairs.samples.sort(key=lambda s: (s.valid_time, s.lead_time))
     return pairs
-
-
-def _pair_step(pairs, step, windows, accumulation):
-    "Add one step of a forecast to the pairs, or to what is missing."
-    valid = step.reference_time + np.timedelta64(round(step.lead_time * 3600), "s")
-    period = dict(step.derivations)["rain"].accumulation
-    if period and abs(period - accumulation) > 1e-6:
-        reason = f"rain of {accumulation:g} h (files give {period:g} h)"
-        pairs.lacking.append(_entry(step.reference_time, step.lead_time, reason))
-    elif valid in windows:
-        pairs.samples.append(SampleTime(step.reference_time, step.lead_time, valid))
-    else:
-        pairs.without_observation += 1
 
 
 # %% ../../nbs/46_io_prepare.ipynb #865073a1
@@ -313,15 +329,37 @@ def _carried_attributes(path) -> dict:
 
 
 # %% ../../nbs/46_io_prepare.ipynb #c80e2d75
+def _discard(out):
+    "Remove a store: it gives up its name at once, then its files."
+    old = out.with_name(f".{out.name}.old")
+    if out.exists():
+        os.replace(out, old)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _create(out, grid, samples, attrs, plan):
+    "An empty store with its plan; it gets its name when it is complete."
+    new = out.with_name(f".{out.name}.new")
+    if new.exists():
+        shutil.rmtree(new)  # of a process that was killed
+    create_store(new, grid, samples, attrs=attrs)
+    (new / "notes").mkdir()
+    write_json(new / "plan.json", plan)
+    os.replace(new, out)
+
+
 def _begin_store(out, grid, samples, *, paths, question, fresh):
     "Create the store, or go on with the one of the same question."
     options = {k: v if isinstance(v, (str, int, float)) else repr(v) for k, v in question.items()}
     fingerprint = _fingerprint([*paths["forecast"], *paths["rain"]], options, samples)
     plan_file = out / "plan.json"
     if fresh and plan_file.exists():
-        shutil.rmtree(out)
+        _discard(out)
     if plan_file.exists():
         if json.loads(plan_file.read_text()).get("fingerprint") == fingerprint:
+            for left in out.rglob("*.partial"):
+                left.unlink()  # of writes that were cut off
             return
         expected = "a store of the same files, options and samples (or --fresh)"
         raise DataError(mismatch(str(out), expected, "one of others"))
@@ -329,9 +367,7 @@ def _begin_store(out, grid, samples, *, paths, question, fresh):
         raise DataError(mismatch(str(out), "a new folder", "one with something else in it"))
     attrs = _carried_attributes(paths["rain"][0]) | dict(options=json.dumps(options))
     attrs |= dict(Conventions="CF-1.11", title="samples of forecast and observed rain", complete=0)
-    create_store(out, grid, samples, attrs=attrs)
-    (out / "notes").mkdir(exist_ok=True)
-    write_json(plan_file, dict(fingerprint=fingerprint, samples=len(samples)))
+    _create(out, grid, samples, attrs, dict(fingerprint=fingerprint, samples=len(samples)))
 
 
 # %% ../../nbs/46_io_prepare.ipynb #be0e6090
@@ -373,17 +409,18 @@ def _finish(out, account, say):
 
     with quiet():
         group = zarr.open_group(str(out), mode="r+")
-    notes = [json.loads(p.read_text()) for p in sorted((out / "notes").glob("*.json"))]
     kept, merged = np.zeros(group["kept"].shape, np.int8), np.zeros(group["moments"].shape)
-    for note in notes:
+    account |= dict(dropped=[], small_negatives=0)
+    for path in sorted((out / "notes").glob("*.json")):
+        note = json.loads(path.read_text())
         kept[note["samples"]] = 1
         if note["samples"]:
             merged[note["samples"]] = note["moments"]
         account["refused"] |= note["refused"]
+        account["dropped"] += note["dropped"]
+        account["small_negatives"] += note["clipped"]
     group["kept"][:], group["moments"][:] = kept, merged
     account["samples"] = int(kept.sum())
-    account["dropped"] = [d for note in notes for d in note["dropped"]]
-    account["small_negatives"] = sum(note["clipped"] for note in notes)
     write_json(out / "manifest.json", account)
     if not kept.any():
         found = f"none; first reason: {account['dropped'][0]['reason']}"
@@ -483,25 +520,28 @@ def prepare(
 ) -> Path:  # the store
     """Raw files in, a store of samples out: resumable, parallel, with a manifest.
 
-    Raises DataError or GridError where nothing can be made, and says why.
+    Raises DataError or GridError where nothing can be made or written, or where another process
+    writes the store, and says why.
     """
     out, source, refused = Path(out), the_source(source), {}
+    out = out.resolve() if out.is_symlink() else out
     paths = dict(forecast=list_files(nwp), rain=list_files(qpe))
     options = dict(accumulation=accumulation, min_valid=min_valid)
     options |= dict(regridding=regridding, rain_regridding=rain_regridding)
     question = options | dict(source=source, rain_source=rain_source, grid=grid)
-    images = _list_rain(paths["rain"], rain_source, refused)
-    windows, incomplete = accumulation_windows(images, accumulation, min_valid, refused)
-    grid = _target(grid, next(iter(windows.values()), images))
-    runs = _runs(_open_all(paths["forecast"], refused), source, refused)
-    pairs = pair(runs, source, windows, accumulation, refused)
-    if not pairs.samples:
-        raise _nothing_found(pairs, runs, refused)
-    _begin_store(out, grid, pairs.samples, paths=paths, question=question, fresh=fresh)
-    options |= dict(out=str(out), source=source, grid=grid)
-    _compute(_jobs(pairs, runs, windows, options), scheduler, workers, say, progress)
-    account = dict(runs=len(runs), files={kind: len(some) for kind, some in paths.items()})
-    account |= dict(images=len(images), refused=refused, lacking_variables=pairs.lacking)
-    account |= dict(without_observation=pairs.without_observation, incomplete_windows=incomplete)
-    _finish(out, account, say)
+    with exclusive(out), disk_errors(out):
+        images = _list_rain(paths["rain"], rain_source, refused)
+        windows, incomplete = accumulation_windows(images, accumulation, min_valid, refused)
+        grid = _target(grid, next(iter(windows.values()), images))
+        runs = _runs(_open_all(paths["forecast"], refused), source, refused)
+        pairs = pair(runs, source, windows, accumulation, refused)
+        if not pairs.samples:
+            raise _nothing_found(pairs, runs, refused)
+        _begin_store(out, grid, pairs.samples, paths=paths, question=question, fresh=fresh)
+        options |= dict(out=str(out), source=source, grid=grid)
+        _compute(_jobs(pairs, runs, windows, options), scheduler, workers, say, progress)
+        account = dict(runs=len(runs), files={kind: len(some) for kind, some in paths.items()})
+        account |= dict(images=len(images), refused=refused, lacking_variables=pairs.lacking)
+        account |= dict(without_observation=pairs.without_observation)
+        _finish(out, account | dict(incomplete_windows=incomplete), say)
     return out

@@ -5,7 +5,6 @@
 # %% ../../nbs/31_simulate_archive.ipynb #444ba661
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -27,6 +26,9 @@ from sslpdl_nb.core import (
     RAIN,
     VARIABLES,
     DataError,
+    atomic_path,
+    disk_errors,
+    exclusive,
     mismatch,
     write_json,
 )
@@ -408,7 +410,6 @@ def _plan(size, name, seed, members, out) -> dict:
         if found != plan:
             raise DataError(mismatch(f"simulate: {path} exists", plan, found))
     if len(files) == (3 if members else 2):
-        shutil.rmtree(marker.parent, ignore_errors=True)
         return {}
     if marker.exists():
         found = json.loads(marker.read_text())
@@ -446,6 +447,16 @@ def _template(size, attrs, members):
     return datasets(size, attrs, part)
 
 
+def _start_stores(size, plan, work):
+    "Empty stores, and the plan when they are complete; nothing if that was done before."
+    if (work / "plan.json").exists():
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    for key, ds in _template(size, plan, plan["members"]).items():
+        ds.to_zarr(work / f"{key}.zarr", compute=False, zarr_format=2, consolidated=True)
+    write_json(work / "plan.json", plan)
+
+
 # %% ../../nbs/31_simulate_archive.ipynb #a6014f7a
 def _write_batch(size, attrs, part, group, work):
     "One batch into its places of the stores, then its marker."
@@ -471,7 +482,8 @@ def _to_netcdf(store, path):
             if ds[v].ndim > 2:
                 encoding |= dict(zlib=True, complevel=9, shuffle=True)
             ds[v].encoding = encoding
-        ds.to_netcdf(path)
+        with atomic_path(path) as tmp:
+            ds.to_netcdf(tmp)
 
 
 def _finish(work, out, netcdf):
@@ -484,7 +496,6 @@ def _finish(work, out, netcdf):
             os.replace(work / f"{store.stem}.nc", out / f"{store.stem}.nc")
         else:
             os.replace(store, out / store.name)
-    shutil.rmtree(work)
 
 
 # %% ../../nbs/31_simulate_archive.ipynb #72ca7beb
@@ -522,31 +533,26 @@ def simulate(
     """Simulate an archive; started again after an interruption, it goes on.
 
     The last fifth of the batches are the test days. Other data in the folder are never touched.
-    Raises DataError for an unknown size, a folder with another archive, or a full disk.
+    Raises DataError for an unknown size, a folder with another archive or into which another
+    process simulates, and where the disk is full or may not be written.
     """
     if not isinstance(size, Size) and size not in SIZES:
         raise DataError(mismatch("simulate: size", f"one of {list(SIZES)}", repr(size)))
     name, out = size if isinstance(size, str) else "own", Path(out)
     size = SIZES[size] if isinstance(size, str) else size
-    plan, work = _plan(size, name, seed, members, out), out / ".unfinished"
-    if not plan:
+    work = out / ".unfinished"
+    if not _plan(size, name, seed, members, out) and not work.exists():
         return out  # complete
-    _check_space(size, out)
-    try:
-        if not (work / "plan.json").exists():
-            shutil.rmtree(work, ignore_errors=True)
-            for key, ds in _template(size, plan, members).items():
-                ds.to_zarr(work / f"{key}.zarr", compute=False, zarr_format=2, consolidated=True)
-            write_json(work / "plan.json", plan)
-        total = size.groups * size.starts
-        with tqdm(total=total, desc="forecasts", disable=not progress) as bar:
-            _make_batches(size, plan, work, device, workers, bar)
-        _finish(work, out, netcdf=name not in ("course", "paper"))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        found = "a full one; what is done stays, make room and start again"
-        raise DataError(mismatch(f"simulate: {out}", "room on the disk", found)) from error
+    with exclusive(out / "simulate"), disk_errors(out):
+        plan = _plan(size, name, seed, members, out)
+        if plan:
+            _check_space(size, out)
+            _start_stores(size, plan, work)
+            total = size.groups * size.starts
+            with tqdm(total=total, desc="forecasts", disable=not progress) as bar:
+                _make_batches(size, plan, work, device, workers, bar)
+            _finish(work, out, netcdf=name not in ("course", "paper"))
+        shutil.rmtree(work, ignore_errors=True)
     return out
 
 
