@@ -8,8 +8,12 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import sys
 from pathlib import Path
+
+# Threads that wait sleep; read when torch is loaded, which the imports below do.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 
@@ -20,6 +24,7 @@ from sslpdl_nb.core import (
     config_from_json,
     get_config,
     mismatch,
+    usable_cores,
     write_json,
 )
 
@@ -489,11 +494,20 @@ def _predict(args):
 
 
 # %% ../nbs/48_cli.ipynb #f4cd790f
+def _limit_threads():
+    "Compute in no more threads than there are cores to use, if the user has not said how many."
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+
+
 def main(
     argv=None,  # words after `sslpdl`; None = those of the terminal
 ) -> int:  # exit code: 0 done, 2 a problem with the input, 130 interrupted
     "The command `sslpdl`."
     args = parser().parse_args(argv)
+    _limit_threads()
     try:
         args.run(args)
     except (SSLPDLError, OSError) as error:

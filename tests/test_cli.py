@@ -1,6 +1,7 @@
 "The command: six steps from data to a map, one line and exit code 2 for what is wrong."
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -111,6 +112,47 @@ def test_a_defect_of_the_package_is_not_hidden(monkeypatch, tmp_path):
     monkeypatch.setattr(archive, "simulate", lambda *a, **more: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["simulate", "--out", str(tmp_path)])
+
+
+# ------------------------------------------------------------------ threads
+
+
+def libgomp_at_start(**settings):
+    "What the OpenMP library of PyTorch says about its settings when a command starts."
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    command = [sys.executable, "-m", "sslpdl_nb.cli", "--help"]
+    options = dict(env=env | {"OMP_DISPLAY_ENV": "true"} | settings, text=True)
+    return subprocess.run(command, capture_output=True, **options).stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP library")
+def test_waiting_threads_of_a_command_sleep():
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in libgomp_at_start()
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in libgomp_at_start(OMP_WAIT_POLICY="active")
+
+
+def test_no_more_threads_than_usable_cores(monkeypatch, tmp_path):
+    import torch
+
+    from sslpdl_nb import cli
+
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(
+        archive, "simulate", lambda *a, **more: seen.append(torch.get_num_threads())
+    )
+    monkeypatch.setattr(cli, "usable_cores", lambda: 3)
+    monkeypatch.setattr(cli, "Path", lambda path: tmp_path)
+    words = ["simulate", "--out", str(tmp_path), "--no-store"]
+    try:
+        for threads, chosen in ((8, None), (2, None), (8, "8")):
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            if chosen:
+                monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+            torch.set_num_threads(threads)
+            assert main(words) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3, 2, 8]
 
 
 # ------------------------------------------------------------------ data

@@ -235,7 +235,9 @@ def test_in_place_feeds_the_front_page(nbs):
     )
     assert nbformat.read(nbs / "index.ipynb", 4).cells[0].outputs[0].text == "['00_a']\n"
     out = nbs.parent / "out"
-    (out / "verify.json").write_text(json.dumps(verify | dict(preset="course")))
+    scores["counts_by_situation"] = {"0.1": {"raw forecast": [[1, 2, 3, 4]]}}
+    verify |= dict(preset="course", counts_by_situation=scores["counts_by_situation"])
+    (out / "verify.json").write_text(json.dumps(verify))
     notebook(nbs / "00_a.ipynb", "print(1)")
     assert run(nbs, "--front-page", "00_a") == 0
     assert json.loads((nbs / "images" / "scores_course.json").read_text()) == scores
@@ -275,3 +277,20 @@ def test_interrupt_is_clean(nbs):
     assert "interrupted" in stderr and "Traceback" not in stderr
     assert json.loads((out / "scores.json").read_text())["status"] == "interrupted in 00_a"
     assert not Path(f"/proc/{(out / 'pid').read_text()}").exists()
+
+
+def test_threads_of_the_kernels(monkeypatch, tmp_path):
+    "Those that wait sleep, and a container gets as many as it may use; the user's own word counts."
+    monkeypatch.setattr(runner.os, "environ", {"PATH": ""})
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(runner, "usable_cores", lambda: 64)
+    runner.prepare_environment(tmp_path)
+    assert runner.os.environ["OMP_WAIT_POLICY"] == "passive"
+    assert "OMP_NUM_THREADS" not in runner.os.environ
+    monkeypatch.setattr(runner, "usable_cores", lambda: 2)
+    runner.prepare_environment(tmp_path)
+    assert runner.os.environ["OMP_NUM_THREADS"] == "2"
+    runner.os.environ |= dict(OMP_NUM_THREADS="5", OMP_WAIT_POLICY="active")
+    runner.prepare_environment(tmp_path)
+    assert runner.os.environ["OMP_NUM_THREADS"] == "5"
+    assert runner.os.environ["OMP_WAIT_POLICY"] == "active"

@@ -28,7 +28,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clean_notebooks import KEY, code_hash
-from sslpdl_nb.core import atomic_path, environment, write_json
+from sslpdl_nb.core import atomic_path, environment, usable_cores, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTION = re.compile(r"^```python[ \t]*\n(.*?)^```", re.M | re.S)
@@ -164,9 +164,11 @@ def prepare_environment(nbs: Path):
     os.environ.pop("JUPYTER_PATH", None)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "passive"
-    )  # idle threads sleep: many times faster on shared cores
+    # Threads that wait sleep, as in the commands: many times faster on shared cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    cores = usable_cores()
+    if cores < (os.cpu_count() or 1):  # a container that is shown more than it may use
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     data = os.environ.get("SSLPDL_DATA")
     if data:  # relative to the caller -> valid in the kernel too
@@ -294,6 +296,8 @@ def front_scores(out: Path, nbs: Path):
     for edge, rows in verify["scores"].items():
         shown["csi"][edge] = {name: row["CSI"] for name, row in rows.items()}
         shown["bias"][edge] = {name: row["bias"] for name, row in rows.items()}
+    if "counts_by_situation" in verify:  # from which all intervals follow
+        shown["counts_by_situation"] = verify["counts_by_situation"]
     name = "scores" if verify["preset"] == "small" else f"scores_{verify['preset']}"
     write_json(nbs / "images" / f"{name}.json", shown)
 
