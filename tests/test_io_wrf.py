@@ -12,6 +12,8 @@ from synthetic import KMA, LEVELS, wrfout
 
 from sslpdl_nb.core import DataError
 from sslpdl_nb.grids.types import ProjectedGrid
+from sslpdl_nb.io.fields import Source
+from sslpdl_nb.io.netcdf import netcdf_fields
 from sslpdl_nb.io.wrf import wrf_fields
 
 KATRINA = "wrfout/ci_test_file.nc"
@@ -75,8 +77,86 @@ def test_a_file_without_its_variables_is_refused(tmp_path):
     (path,) = tmp_path.iterdir()
     with xr.open_dataset(path, decode_times=False) as ds:
         ds.drop_vars("PB").to_netcdf(tmp_path / "poor.nc")
-    with pytest.raises(DataError, match="poor.nc: expected a wrfout file with its usual variables"):
+    with pytest.raises(DataError, match="poor.nc: variables: expected a wrfout file.*found no PB"):
         wrf_fields(tmp_path / "poor.nc")
+
+
+def changed(tmp_path, change, name="changed.nc"):
+    "The synthetic wrfout file after a change of its dataset."
+    (tmp_path / "whole").mkdir(exist_ok=True)
+    wrfout(tmp_path / "whole", None)
+    with xr.open_dataset(next((tmp_path / "whole").iterdir()), decode_times=False) as ds:
+        change(ds.load()).to_netcdf(tmp_path / name)
+    return tmp_path / name
+
+
+def test_what_is_missing_and_what_is_there_is_told(tmp_path):
+    path = changed(tmp_path, lambda ds: ds.drop_vars(["XLAT", "PB"]))
+    with pytest.raises(DataError, match="changed.nc: variables: .*found no XLAT, PB, but HGT, P, "):
+        wrf_fields(path)
+
+
+def test_a_cropped_file_has_the_fields_that_its_variables_make(tmp_path):
+    path = changed(tmp_path, lambda ds: ds.drop_vars(["U", "QVAPOR", "T2"]))
+    names = {f.name for f in wrf_fields(path)}
+    assert {"t", "gh", "v", "tp"} <= names and not {"u", "r", "2t"} & names
+
+
+@pytest.mark.parametrize("name, dim", [("U", "west_east_stag"), ("PH", "bottom_top_stag")])
+def test_faces_cropped_like_cells_are_refused(tmp_path, name, dim):
+    def crop(ds):
+        ds[name] = ds[name].isel({dim: slice(0, -1)}).rename({dim: "cropped"})
+        return ds
+
+    with pytest.raises(DataError, match=f"changed.nc: shape of {name}: expected .*found"):
+        wrf_fields(changed(tmp_path, crop))
+
+
+def test_coordinates_without_times_and_a_file_of_one_time(tmp_path):
+    whole = wrf_fields(changed(tmp_path, lambda ds: ds, "whole.nc"))
+
+    def still(ds):
+        for n in ("XLAT", "XLONG"):
+            ds[n] = ds[n].isel(Time=0)
+        return ds
+
+    found = wrf_fields(changed(tmp_path, still, "still.nc"))
+    assert [f.key for f in found] == [f.key for f in whole] and found[0].grid == whole[0].grid
+    found = wrf_fields(changed(tmp_path, lambda ds: ds.isel(Time=1), "one.nc"))
+    assert {f.end_step for f in found} == {2}
+    assert np.array_equal(
+        at(found, name="tp"), at([f for f in whole if f.end_step == 2], name="tp")
+    )
+    a, b = (at([f for f in x if f.end_step == 2], name="u", level=500) for x in (found, whole))
+    assert np.array_equal(a, b)
+
+
+def test_the_start_is_that_of_the_simulation_and_not_of_a_restart(tmp_path):
+    def restart(ds):
+        ds.attrs["START_DATE"] = "2024-07-01_01:00:00"
+        return ds
+
+    assert {f.end_step for f in wrf_fields(changed(tmp_path, restart, "a.nc"))} == {1, 2}
+
+    def old(ds):
+        del ds.attrs["SIMULATION_START_DATE"]
+        ds["XTIME"] = ("Time", [60.0, 120.0], {"units": "minutes since 2024-07-01 00:00:00"})
+        return restart(ds)
+
+    assert {f.end_step for f in wrf_fields(changed(tmp_path, old, "b.nc"))} == {1, 2}
+    path = changed(tmp_path, lambda ds: old(ds).drop_vars("XTIME"), "c.nc")
+    with pytest.raises(DataError, match="c.nc: start of the simulation: expected SIMULATION_START"):
+        wrf_fields(path)
+
+
+def test_input_files_of_wrf_are_named_as_such(tmp_path):
+    ds = xr.Dataset(
+        {"XLAT_M": (("Time", "south_north", "west_east"), np.zeros((1, 2, 3)))},
+        attrs={"TITLE": "OUTPUT FROM METGRID V4.0"},
+    )
+    ds.to_netcdf(tmp_path / "met_em.d01.nc")
+    with pytest.raises(DataError, match="met_em.d01.nc: OUTPUT FROM METGRID V4.0: .*XLAT_M"):
+        netcdf_fields(tmp_path / "met_em.d01.nc", Source(fields={}))
 
 
 def test_damaged_copies_never_crash(tmp_path):

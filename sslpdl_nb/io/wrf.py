@@ -5,6 +5,7 @@
 # %% ../../nbs/40_io_wrf.ipynb #4a227c74
 from __future__ import annotations
 
+import re
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ def _to_middle(values, axis) -> np.ndarray:
 
 # %% ../../nbs/40_io_wrf.ipynb #490562e8
 _LEVEL_UNITS = dict(gh="m", t="K", r="%", u="m s-1", v="m s-1")  # made on pressure levels
+_MADE_OF = dict(gh=("PH", "PHB"), t=("T",), r=("T", "QVAPOR"), u=("U",), v=("V",))
 _PLAIN = {  # taken as they are: name in the file -> name, type of level, level
     "T2": ("2t", "heightAboveGround", 2.0),
     "U10": ("10u", "heightAboveGround", 10.0),
@@ -51,15 +53,16 @@ _RAIN = ("RAINC", "RAINNC", "RAINSH")  # of three schemes, amounts since the sta
 
 
 def _variable(ds, name, time) -> np.ndarray:
-    "A variable at one of the times of a file."
-    return ds[name][time].values.astype(float)
+    "A variable at one of the times of a file; it may be without times if there is only one."
+    v = ds[name]
+    return (v.isel(Time=time) if "Time" in v.dims else v).values.astype(float)
 
 
 @lru_cache(maxsize=2)
 def _wrf_pressure(file, file_id, time) -> np.ndarray:
     "Pressure of all levels, Pa. A file that was written anew has another identity."
     ds = open_lazy(file)
-    return (ds["P"][time].values + ds["PB"][time].values).astype(float)
+    return _variable(ds, "P", time) + _variable(ds, "PB", time)
 
 
 # %% ../../nbs/40_io_wrf.ipynb #12363f71
@@ -141,14 +144,32 @@ def _date(text) -> np.datetime64:
     return np.datetime64(text.replace("_", "T"), "ns")
 
 
+def _start(ds) -> np.datetime64:
+    "When the simulation began; a restart has another START_DATE."
+    written = str(ds.attrs.get("SIMULATION_START_DATE", ""))
+    if written[:4].strip("0"):
+        return _date(written)
+    if "XTIME" in ds:  # minutes since the start, perhaps decoded to dates
+        found = re.search(r"since (\d{4}-\d\d-\d\d)[ T]?([\d:]*)", _units_of(ds["XTIME"]))
+        if found:
+            return np.datetime64(f"{found[1]}T{found[2] or '00:00'}", "ns")
+    found = f"attributes {sorted(ds.attrs)[:8]}"
+    raise DataError(mismatch("start of the simulation", "SIMULATION_START_DATE", found))
+
+
+def _units_of(v) -> str:
+    return str(v.encoding.get("units", v.attrs.get("units", "")))
+
+
 def _wrf_times(ds) -> list:
     "The times of a wrfout file with their grids."
-    start = _date(ds.attrs["SIMULATION_START_DATE"])
-    grids = [_wrf_grid(ds, k) for k in range(ds.sizes["Time"])]
-    out = []
-    for k, text in enumerate(ds["Times"].values.tolist()):
+    start, out = _start(ds), []
+    for k, text in enumerate(np.atleast_1d(ds["Times"].values).tolist()):
         lead_time = float((_date(text) - start) / np.timedelta64(1, "h"))
-        out.append(_WrfTime(k, start, lead_time, grids[k]))
+        if lead_time < 0:
+            expected = f"none before the start, {str(start)[:16]}"
+            raise DataError(mismatch("Times", expected, str(_date(text))[:16]))
+        out.append(_WrfTime(k, start, lead_time, _wrf_grid(ds, k)))
     return out
 
 
@@ -158,6 +179,35 @@ def _reached(pressure, level) -> bool:
     return inside.mean() >= 0.5
 
 
+# %% ../../nbs/40_io_wrf.ipynb #7c2a51f1
+_NEEDED = ("Times", "XLAT", "XLONG", "P", "PB")
+_FACES = dict(U=(0, 0, 1), V=(0, 1, 0), PH=(1, 0, 0), PHB=(1, 0, 0))  # more than cells
+
+
+def _check_variables(ds):
+    "Raises DataError if variables are missing, or have other shapes than their staggering says."
+    missing = [name for name in _NEEDED if name not in ds]
+    if missing:
+        expected = f"a wrfout file with its usual variables {_NEEDED}"
+        found = f"no {', '.join(missing)}, but {', '.join(sorted(map(str, ds.data_vars))[:20])}"
+        raise DataError(mismatch("variables", expected, found))
+    cells = _shape(ds, "P")
+    if len(cells) != 3 or 0 in cells or _shape(ds, "XLAT") != cells[1:]:
+        expected = "levels, rows and columns as in XLAT"
+        found = f"{cells} and {_shape(ds, 'XLAT')}"
+        raise DataError(mismatch("shape of P", expected, found))
+    for name in ("PB", "T", "QVAPOR", *_FACES):
+        wanted = tuple(n + more for n, more in zip(cells, _FACES.get(name, (0, 0, 0))))
+        if name in ds and _shape(ds, name) != wanted:
+            expected = f"{wanted} (cells {cells})"
+            raise DataError(mismatch(f"shape of {name}", expected, _shape(ds, name)))
+
+
+def _shape(ds, name) -> tuple:
+    "The shape of a variable at one time."
+    return tuple(n for d, n in ds[name].sizes.items() if d != "Time")
+
+
 # %% ../../nbs/40_io_wrf.ipynb #f514a1dd
 def wrf_fields(
     file,  # RawFile or path of a wrfout file
@@ -165,11 +215,12 @@ def wrf_fields(
 ) -> list:  # of Field
     """The fields of a wrfout file on pressure levels; coordinates and pressures are read.
 
-    Raises DataError if variables are missing or damaged.
+    Raises DataError if variables are missing or damaged, or cropped so that they do not fit.
     """
     file = as_raw_file(file)
     ds = open_lazy(file)
     try:
+        _check_variables(ds)
         return [f for time in _wrf_times(ds) for f in _fields_of_time(file, ds, time, levels)]
     except SSLPDLError as error:
         raise add_file_name(file.path, error) from error
@@ -210,5 +261,7 @@ def _fields_of_time(file, ds, time, levels) -> list:
             continue
         at = dict(level_type="isobaricInhPa", level=float(level))
         for name, units in _LEVEL_UNITS.items():
+            if not all(own in ds for own in _MADE_OF[name]):
+                continue
             add(name, level, name=name, units=units, **at, **instant)
     return out
