@@ -102,7 +102,7 @@ def fit(a, b) -> tuple:
 
 
 def draw(rng, model, shape) -> np.ndarray:
-    "Counts of atmospheres, shape + (4,): hits, and misses + false alarms, of each forecast."
+    "Counts, shape + (5,): hits and misses + false alarms of each forecast, observed events."
     x = rng.multivariate_normal(*model, size=shape, method="eigh")
     areas = np.round(np.exp(np.minimum(x[..., [0, 3, 4]], np.log(PIXELS / 2))) - 0.5)
     areas = np.maximum(areas, 0)
@@ -110,11 +110,11 @@ def draw(rng, model, shape) -> np.ndarray:
     for i in (1, 2):
         hits = np.round(areas[..., 0] / (1 + np.exp(-x[..., i])))
         counts += [hits, areas[..., 0] - hits + areas[..., i]]
-    return np.stack(counts, -1)
+    return np.stack([*counts, areas[..., 0]], -1)
 
 
 def difference(c) -> np.ndarray:
-    "CSI of the first forecast minus that of the second, from counts (..., 4)."
+    "CSI of the first forecast minus that of the second, from counts (..., 5)."
     with np.errstate(invalid="ignore", divide="ignore"):
         return c[..., 0] / (c[..., 0] + c[..., 1]) - c[..., 2] / (c[..., 2] + c[..., 3])
 
@@ -129,7 +129,7 @@ def population(rng, model) -> float:
 
 
 def jackknife(c) -> tuple:
-    "Difference, differences without each atmosphere, and standard error; c (sets, k, 4)."
+    "Difference, differences without each atmosphere, and standard error; c (sets, k, 5)."
     k, total = c.shape[1], c.sum(1)
     d, without = difference(total), difference(total[:, None] - c)
     error = np.sqrt((k - 1) / k * np.sum((without - d[:, None]) ** 2, 1))
@@ -137,8 +137,8 @@ def jackknife(c) -> tuple:
 
 
 def effective_number(c) -> np.ndarray:
-    "Kish's effective number of atmospheres, from the events observed or forecast."
-    events = c.sum(2)
+    "Kish's effective number of atmospheres, from the observed events."
+    events = c[..., 4]
     with np.errstate(invalid="ignore"):
         return events.sum(1) ** 2 / (events**2).sum(1)
 
@@ -191,7 +191,7 @@ def studentised(c, d, error, weights, totals) -> tuple:
 
 
 def all_intervals(rng, c, resamples: int) -> dict:
-    "Every kind of interval: name -> (low, high), from counts c (sets, k, 4)."
+    "Every kind of interval: name -> (low, high), from counts c (sets, k, 5)."
     sets, k, _ = c.shape
     d, without, error = jackknife(c)
     weights = rng.multinomial(k, np.full(k, 1 / k), size=(sets, resamples)).astype(float)

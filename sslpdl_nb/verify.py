@@ -38,7 +38,8 @@ __all__ = [
     "best_probability_threshold",
     "group_counts",
     "per_lead_time",
-    "block_bootstrap",
+    "effective_number",
+    "jackknife_interval",
 ]
 
 
@@ -385,39 +386,72 @@ def per_lead_time(
     return (leads if rows else np.unique(lead_time)), scores
 
 
+# %% ../nbs/19_verify.ipynb #80cbcbfa
+def effective_number(
+    weights,  # (k,) weight of each unit, not negative
+) -> float:  # from 1 (a single one has all the weight) to k (all the same); NaN without any weight
+    "Kish's effective number of units, (sum of w)^2 / sum of w^2 (Kish 1965, Survey Sampling)."
+    w = np.asarray(weights, dtype=float)
+    return _ratio(w.sum() ** 2, (w**2).sum())
+
+
+# %% ../nbs/19_verify.ipynb #105d84c6
+def _left_out(c):
+    "The counts of all blocks but one, for each block."
+    return Contingency(*(np.sum(getattr(c, f.name)) - getattr(c, f.name) for f in fields(c)))
+
+
+def _no_interval(names, difference, without, effective) -> str:
+    "Why there is no interval; empty if there is one."
+    if names.size < 3:
+        return f"only {names.size} of at least 3 blocks"
+    if not np.isfinite(difference):
+        return "a score is undefined"
+    if not np.isfinite(without).all():
+        name = names[np.flatnonzero(~np.isfinite(without))[0]]
+        return f"a score is undefined without block {name}"
+    if not np.isfinite(effective):
+        return "no event was observed"
+    if effective < 2:
+        return f"one block has most of the events (effective number {effective:.1f})"
+    return ""
+
+
 # %% ../nbs/19_verify.ipynb #03072788
-def block_bootstrap(
+def jackknife_interval(
     counts: Contingency,  # of arrays (samples,), the forecast in question
     reference: Contingency,  # of arrays (samples,), the forecast to beat, same pixels
     blocks,  # (samples,) label of the day, or of whatever varies together
     *,
     score=csi,  # of pooled counts
-    n: int = 2000,  # resamples
     level: float = 0.95,  # of the interval
-    seed: int = 0,
-) -> dict:  # difference, low, high, level, blocks
-    """Difference of two pooled scores with its percentile interval.
+) -> dict:  # difference, low, high, level, blocks, effective_blocks, reason
+    """Difference of two pooled scores with its jackknife t interval over whole blocks.
 
-    Whole blocks are drawn with replacement (block bootstrap, Efron and Tibshirani 1993). Raises
-    DataError if the two forecasts were not judged on the same observed pixels.
+    It is d -+ t sqrt((k - 1) / k sum (d_i - d)^2), where d_i leaves out block i of k (Efron and
+    Tibshirani 1993, chapter 11; MacKinnon, Nielsen and Webb 2023), and t has k_eff - 1 degrees of
+    freedom: the effective number of blocks by their observed events (Kish 1965; Carter, Schnepel
+    and Steigerwald 2017). `low` and `high` are NaN, and `reason` says why, for fewer than 3
+    blocks, for k_eff < 2 and where a score is undefined. Raises DataError if the two forecasts
+    were not judged on the same observed pixels.
     """
     names, a = group_counts(counts, blocks)
     _, b = group_counts(reference, blocks)
     same_events = np.array_equal(a.hits + a.misses, b.hits + b.misses)
     if not same_events or not np.array_equal(a.total, b.total):
-        what = "block_bootstrap: the two forecasts"
+        what = "jackknife_interval: the two forecasts"
         raise DataError(mismatch(what, "the same observed pixels", "different totals"))
-    k = names.size
-    drawn = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=n)
-
-    def pool(c):
-        return Contingency(*(drawn @ getattr(c, f.name) for f in fields(c)))
-
-    differences = score(pool(a)) - score(pool(b))
-    low = high = np.nan
-    if np.isfinite(differences).any():
-        tails = (1 - level) / 2
-        low, high = np.nanquantile(differences, (tails, 1 - tails))
     difference = float(score(a.pooled()) - score(b.pooled()))
-    interval = dict(low=float(low), high=float(high), level=level)
-    return dict(difference=difference, **interval, blocks=int(k))
+    without = score(_left_out(a)) - score(_left_out(b))
+    effective = effective_number(a.hits + a.misses)
+    reason = _no_interval(names, difference, without, effective)
+    low = high = np.nan
+    if not reason:
+        from scipy.special import stdtrit  # quantiles of Student's t
+
+        k = names.size
+        error = np.sqrt((k - 1) / k * np.sum((without - difference) ** 2))
+        reach = float(stdtrit(effective - 1, (1 + level) / 2) * error)
+        low, high = difference - reach, difference + reach
+    interval = dict(difference=difference, low=low, high=high, level=level)
+    return interval | dict(blocks=names.size, effective_blocks=effective, reason=reason)

@@ -1,5 +1,7 @@
 "Scores: exact answers, identities, merging, the `scores` library as judge, and odd input."
 
+import importlib.util
+import json
 import warnings
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap, ttest_1samp
+from scipy.stats import t as student
 
 from sslpdl_nb import verify
 from sslpdl_nb.core import DataError
@@ -17,7 +21,6 @@ from sslpdl_nb.verify import (
     Reliability,
     best_probability_threshold,
     bias,
-    block_bootstrap,
     brier,
     brier_skill,
     confusion,
@@ -25,10 +28,13 @@ from sslpdl_nb.verify import (
     count_events,
     csi,
     decompose,
+    effective_number,
     ets,
     f1,
     group_counts,
+    hss,
     iou,
+    jackknife_interval,
     miou,
     per_lead_time,
     precision,
@@ -265,30 +271,180 @@ def test_lead_times():
     assert score_table({}).strip().startswith("CSI")
 
 
-def test_bootstrap(fields):
-    f, o = fields
-    better, worse = contingency(o, o, 1.0, axis=(1, 2)), contingency(f, o, 1.0, axis=(1, 2))
-    r = block_bootstrap(better, worse, [0, 0, 1, 1, 2, 2], n=200)
-    assert 0 < r["low"] <= r["difference"] <= r["high"] <= 1
-    assert r["blocks"] == 3
-    assert r == block_bootstrap(better, worse, [0, 0, 1, 1, 2, 2], n=200)
-    one = block_bootstrap(better, worse, np.zeros(6), n=50)
-    assert one["low"] == one["high"] == one["difference"]
+def by_hand(a, b, blocks, score, level=0.95):
+    "The jackknife t interval with loops over plain lists of samples."
+    names = sorted(set(blocks))
+
+    def pooled(c, keep):
+        rows = [i for i, name in enumerate(blocks) if name in keep]
+        parts = (c.hits, c.misses, c.false_alarms, c.correct_negatives)
+        return Contingency(*(sum(int(part[i]) for i in rows) for part in parts))
+
+    def contrast(keep):
+        return score(pooled(a, keep)) - score(pooled(b, keep))
+
+    k, d = len(names), contrast(set(names))
+    squares = [(contrast(set(names) - {name}) - d) ** 2 for name in names]
+    error = (sum(squares) * (k - 1) / k) ** 0.5
+    weights = []
+    for name in names:
+        c = pooled(a, {name})
+        weights.append(c.hits + c.misses)
+    effective = sum(weights) ** 2 / sum(w * w for w in weights)
+    reach = student.ppf((1 + level) / 2, effective - 1) * error
+    return d, d - reach, d + reach, effective
 
 
-def test_bootstrap_needs_the_same_pixels(fields):
+def two_forecasts(seed, samples=12):
+    "Random counts per sample of two forecasts of the same pixels."
+    rng = np.random.default_rng(seed)
+    observed = rng.integers(5, 40, samples)
+    made = []
+    for _ in range(2):
+        hits = rng.integers(1, observed)
+        false_alarms = rng.integers(0, 30, samples)
+        made.append(Contingency(hits, observed - hits, false_alarms, 100 - observed - false_alarms))
+    return made
+
+
+@pytest.mark.parametrize("score", [csi, bias, hss, recall])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_jackknife_interval_as_added_up_by_hand(score, level):
+    blocks = ["c", "a", "b", "a", "d", "e", "c", "b", "f", "f", "d", "e"]
+    for seed in range(5):
+        a, b = two_forecasts(seed)
+        r = jackknife_interval(a, b, blocks, score=score, level=level)
+        d, low, high, effective = by_hand(a, b, blocks, score, level)
+        assert np.allclose([r["difference"], r["low"], r["high"]], [d, low, high], rtol=1e-9)
+        assert np.isclose(r["effective_blocks"], effective)
+        assert (r["blocks"], r["level"], r["reason"]) == (6, level, "")
+
+
+def test_of_equal_blocks_the_jackknife_is_the_t_interval_of_a_mean():
+    hits = np.random.default_rng(2).integers(0, 50, (2, 8))
+    none = np.zeros(8, int)
+    a, b = (Contingency(h, 50 - h, none, none) for h in hits)
+    r = jackknife_interval(a, b, np.arange(8))
+    expected = ttest_1samp((hits[0] - hits[1]) / 50, 0).confidence_interval(0.95)
+    assert np.allclose((r["low"], r["high"]), expected)
+    assert r["effective_blocks"] == 8
+
+
+def test_order_and_division_of_samples_do_not_matter():
+    a, b = two_forecasts(3)
+    blocks = np.repeat(np.arange(4), 3)
+    r = jackknife_interval(a, b, blocks)
+    order = np.random.default_rng(0).permutation(12)
+    assert jackknife_interval(a[order], b[order], blocks[order]) == r
+    _, whole_a = group_counts(a, blocks)
+    _, whole_b = group_counts(b, blocks)
+    assert jackknife_interval(whole_a, whole_b, np.arange(4)) == r
+    back = jackknife_interval(b, a, blocks)
+    assert np.isclose(back["low"], -r["high"]) and np.isclose(back["high"], -r["low"])
+    same = jackknife_interval(a, a, blocks)
+    assert same["difference"] == same["low"] == same["high"] == 0
+
+
+def test_no_interval_where_nothing_can_be_said():
+    a, b = two_forecasts(4)
+    none = np.zeros(4, int)
+    event = none + [5, 0, 0, 0]
+    dry, once = Contingency(none, none, none, none + 9), Contingency(event, none, none, none)
+    wrong = Contingency(none, none, none + 5, none)
+    uneven = Contingency(none + [90, 4, 3, 3], none, none, none)
+    for r, reason in (
+        (jackknife_interval(a, b, np.zeros(12)), "only 1 of at least 3 blocks"),
+        (jackknife_interval(a, b, np.arange(12) % 2), "only 2 of at least 3 blocks"),
+        (jackknife_interval(dry, dry, range(4)), "a score is undefined"),
+        (jackknife_interval(once, once, list("wxyz")), "a score is undefined without block w"),
+        (jackknife_interval(wrong, wrong, range(4)), "no event was observed"),
+        (jackknife_interval(uneven, uneven, range(4)), "one block has most of the events"),
+    ):
+        assert np.isnan(r["low"]) and np.isnan(r["high"])
+        assert r["reason"].startswith(reason)
+    assert np.isfinite(jackknife_interval(a, b, np.zeros(12))["difference"])
+    three = jackknife_interval(a, b, np.arange(12) % 3)
+    assert three["low"] < three["difference"] < three["high"] and not three["reason"]
+
+
+def test_effective_number():
+    assert effective_number([2, 2, 2, 2]) == 4
+    assert effective_number([0, 7, 0]) == 1
+    assert np.isclose(effective_number([4, 1, 1]), 2)
+    assert np.isnan(effective_number([])) and np.isnan(effective_number([0, 0]))
+
+
+def test_jackknife_needs_the_same_pixels(fields):
     f, o = fields
     with pytest.raises(DataError, match="same observed pixels"):
-        block_bootstrap(
+        jackknife_interval(
             contingency(f, o, 1.0, axis=(1, 2)),
             contingency(f[:, :-1], o[:, :-1], 1.0, axis=(1, 2)),
             np.arange(6),
         )
 
 
-def test_bootstrap_of_an_event_that_never_happens():
-    none = contingency(np.zeros((3, 4)), np.zeros((3, 4)), 1.0, axis=1)
-    assert np.isnan(block_bootstrap(none, none, [0, 1, 2], n=20)["low"])
+# ------------------------------------------------------------------ the measured coverage
+
+
+@pytest.fixture(scope="module")
+def coverage():
+    "benchmarks/coverage.py as a module."
+    path = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
+    spec = importlib.util.spec_from_file_location("coverage_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def measured(coverage):
+    return json.loads(coverage.RESULT.read_text())
+
+
+def drawn_sets(coverage, measured, edge, sets, k):
+    "Simulated test sets (sets, k, 5) of the first pair of forecasts."
+    rows = measured["counts"][edge]
+    a, b = coverage.PAIRS[0]
+    return coverage.draw(np.random.default_rng(1), coverage.fit(rows[a], rows[b]), (sets, k))
+
+
+def test_the_benchmark_measures_the_interval_of_the_module(coverage, measured):
+    sets = drawn_sets(coverage, measured, "0.1", 20, 6).astype(int)
+    intervals = coverage.all_intervals(np.random.default_rng(0), sets, 10)
+    low, high = intervals["jackknife t, effective k - 1"]
+    for c, a, b in zip(sets, low, high):
+        observed, events = c[:, 4], []
+        for hits, wrong in ((c[:, 0], c[:, 1]), (c[:, 2], c[:, 3])):
+            false_alarms = wrong - (observed - hits)
+            nothing = 10**6 - observed - false_alarms
+            events.append(Contingency(hits, observed - hits, false_alarms, nothing))
+        r = jackknife_interval(*events, range(6))
+        assert np.allclose((r["low"], r["high"]), (a, b), equal_nan=True)
+
+
+def test_bca_and_percentile_of_the_benchmark_are_those_of_scipy(coverage, measured):
+    def statistic(*columns, axis=-1):
+        return coverage.difference(np.stack([c.sum(axis) for c in columns], -1))
+
+    for c in drawn_sets(coverage, measured, "0.1", 3, 8):
+        intervals = coverage.all_intervals(np.random.default_rng(0), c[None], 9999)
+        for method in ("BCa", "percentile"):
+            options = dict(paired=True, vectorized=True, rng=np.random.default_rng(1))
+            expected = bootstrap(tuple(c.T), statistic, method=method, **options)
+            width = np.diff(expected.confidence_interval)[0]
+            found = np.ravel(intervals[method])
+            assert np.abs(found - expected.confidence_interval).max() < 0.05 * width
+
+
+def test_the_interval_in_use_is_the_one_nearest_to_nominal(measured):
+    "Common events, six and eight atmospheres, averaged over pairs."
+    cells = [c for c in measured["cells"] if c["edge"] == 0.1 and c["atmospheres"] in (6, 8)]
+    names = list(cells[0]["methods"])
+    off = {n: abs(np.mean([c["methods"][n]["coverage"] for c in cells]) - 0.95) for n in names}
+    assert min(off, key=off.get) == "jackknife t, effective k - 1"
+    assert off["jackknife t, effective k - 1"] < 0.02 < off["percentile"]
+    assert measured["repetitions"] >= 2000
 
 
 def test_module_needs_core_only():
