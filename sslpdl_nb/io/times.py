@@ -168,6 +168,12 @@ def _tells_time(ds, name) -> bool:
     return v.dtype.kind == "M" and _REFERENCE.search(str(name)) is not None
 
 
+def _is_reference(ds, name) -> bool:
+    "Whether a date is a reference time, by its standard name or its name."
+    by_name = _standard_name(ds[name]) == "forecast_reference_time"
+    return by_name or _REFERENCE.search(str(name)) is not None
+
+
 def time_dimensions(
     ds: xr.Dataset,
 ) -> set:  # names
@@ -182,7 +188,8 @@ def is_static(
     "Whether a variable has no time of its own in a file with times: the height of the ground."
     along, v = time_dimensions(ds), ds[name]
     named = str(v.encoding.get("coordinates", "")).split()
-    dated = any(_tells_time(ds, n) for n in named if n in ds.variables)
+    dated = [n for n in named if n in ds.variables and _tells_time(ds, n)]
+    dated = [n for n in dated if not _is_reference(ds, n)]
     return bool(along) and not along & set(v.dims) and not dated
 
 
