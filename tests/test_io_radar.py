@@ -207,6 +207,19 @@ def test_lost_digits_of_corners_make_no_other_grid(tmp_path):
     rain_fields(odim(tmp_path / "m.h5", where=where_of("opera", decimals=3)))
 
 
+def test_corners_one_pixel_too_close_are_told(tmp_path):
+    "As in files of the Baltic countries: the other corners were counted from the first pixel."
+    counts = np.ones((40, 50), np.uint8)
+    grid = rain_fields(odim(tmp_path / "m.h5", counts))[0].grid
+    short = where_of("opera", (39, 49)) | dict(xsize=50, ysize=40)
+    with pytest.warns(UserWarning, match="one pixel too close together"):
+        found = rain_fields(odim(tmp_path / "m.h5", counts, where=short))[0].grid
+    assert found == grid
+    with pytest.raises(GridError, match="'UL': '1'"):
+        far = where_of("opera", (41, 51)) | dict(xsize=50, ysize=40)
+        rain_fields(odim(tmp_path / "m.h5", counts, where=far))
+
+
 WRONG = {
     "one pixel away": dict(UR_lon=lambda v: v + 2000 / 63e3),
     "another scale": dict(xscale=lambda v: 2 * v),
@@ -273,6 +286,22 @@ def test_amounts_of_an_instant_need_minutes(tmp_path):
     with pytest.raises(DataError, match="ACRR.*minutes"):
         rain_fields(file)
     assert rain_fields(file, RainSource(names=("ACRR",), minutes=60))[0].start_step == -1
+
+
+def test_amounts_after_the_nominal_time_may_be_forecasts(tmp_path):
+    file = odim(tmp_path / "later.h5", time="110000")
+    with pytest.warns(UserWarning, match="may be forecasts"):
+        assert rain_fields(file)[0].start_step == -1
+
+
+def test_the_form_of_switzerland(tmp_path):
+    "Decimal numbers, NaN and infinity as codes, kilometres on a map in metres."
+    where = where_of("switzerland", decimals=4) | dict(xscale=1.0, yscale=1.0)
+    rain = np.array([[np.inf, 0.1, np.nan, 3], [1.2, np.inf, 20.1, 0.7], [0.3, np.nan, 0, 0.9]])
+    codes = dict(gain=1.0, offset=0.0, nodata=np.nan, undetect=np.inf)
+    image = rain_fields(odim(tmp_path / "ch.h5", rain, where=where, **codes))[0]
+    assert np.allclose(image.read()[::-1], RAIN, equal_nan=True)
+    assert np.abs(image.grid.x - 255500 - 1000 * np.arange(4)).max() < 20  # lost digits
 
 
 def several(path, n, quantity="ACRR", **what):
@@ -438,6 +467,8 @@ def mrms(path, *numbers, values=FLAGS):
     keys |= dict(
         Ni=4,
         Nj=2,
+        iDirectionIncrementInDegrees=0.01,
+        jDirectionIncrementInDegrees=0.01,
         latitudeOfFirstGridPointInDegrees=54.995,
         latitudeOfLastGridPointInDegrees=54.985001,
         longitudeOfFirstGridPointInDegrees=230.005,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -184,18 +185,30 @@ def _checked_where(where, path) -> tuple:
     return ProjectedGrid(projection, (-180.0, 180.0), (-90.0, 90.0)), size, scale
 
 
+def _spacing(where, plane, size, scale) -> tuple:
+    "The step of a map, and whether its corners are a pixel too close; None if neither fits."
+    for unit in (1.0, 1000.0):  # pixels in the unit of the map, or in kilometres
+        step = unit * scale[0], unit * scale[1]
+        for short, most in ((0, 0.75), (1, 0.25)):
+            errors = _corner_errors(where, plane, (size[0] - short, size[1] - short), step)
+            if all(error < most for error in errors.values()):
+                return step, bool(short)
+    return None
+
+
 def _odim_grid(where, path) -> ProjectedGrid:
     "The grid of an ODIM file. Raises GridError if its corners contradict each other."
     plane, size, scale = _checked_where(where, path)
-    for unit in (1.0, 1000.0):
-        step = unit * scale[0], unit * scale[1]
-        errors = _corner_errors(where, plane, size, step)
-        if all(error < 0.75 for error in errors.values()):
-            break
-    else:
+    found = _spacing(where, plane, size, scale)
+    if found is None:
         expected = "less than 0.75 pixels from where projdef, LL and xscale put them"
-        found = {c: f"{e:.3g}" for c, e in _corner_errors(where, plane, size, scale).items()}
+        errors = _corner_errors(where, plane, size, scale)
+        found = {corner: f"{error:.3g}" for corner, error in errors.items()}
         raise GridError(mismatch(f"{path}: corners of the map", expected, found))
+    step, short = found
+    if short:
+        told = "corners lie one pixel too close together; the lower left one is believed"
+        warnings.warn(f"maps of ODIM: {told}", stacklevel=2)
     corner = plane.project(where["LL_lon"], where["LL_lat"])
     west, south = (round(float(c) / d, 2) * d for c, d in zip(corner, step))
     x, y = ((np.arange(n) + 0.5) * d for n, d in zip(size, step))
@@ -226,6 +239,9 @@ def _odim_period(quantity, what, nominal, source, where) -> tuple:
         if source.minutes not in (None, minutes):
             expected = f"{source.minutes:g} (source of rain)"
             raise DataError(mismatch(f"{where}: minutes of an image", expected, f"{minutes:g}"))
+        if nominal is not None and start >= nominal:
+            told = "images of ODIM that begin at their nominal time or later may be forecasts"
+            warnings.warn(told, stacklevel=2)
         return end, (-minutes / 60, 0.0)
     time = end if nominal is None else nominal
     if source.minutes is None or time is None:
