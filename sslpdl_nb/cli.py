@@ -10,6 +10,7 @@ import ast
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # Threads that wait sleep; read when torch is loaded, which the imports below do.
@@ -48,6 +49,15 @@ def _command(commands, name: str, about: str, example: str) -> argparse.Argument
 def _add_store(p):
     "The store that a training or an evaluation reads."
     p.add_argument("store", metavar="STORE", help="store of samples, or a folder with one")
+
+
+def _add_analysis(p):
+    "The word that fields hold at their dates, for files that do not say it."
+    p.add_argument(
+        "--analysis",
+        action="store_true",
+        help="files of analyses or observations: a date is when a field is valid, lead time 0",
+    )
 
 
 def _add_config(p):
@@ -100,6 +110,7 @@ def _add_prepare(commands):
     p.add_argument(
         "--source", default="grib", choices=sorted(SOURCES), help="model that wrote the forecasts"
     )
+    _add_analysis(p)
     p.add_argument(
         "--rain-source",
         choices=sorted(RAIN_SOURCES),
@@ -196,6 +207,7 @@ def _add_predict(commands):
     p.add_argument(
         "--source", choices=sorted(SOURCES), help="model that wrote the files; default: own form"
     )
+    _add_analysis(p)
     p.add_argument(
         "--climatology",
         choices=("training", "own"),
@@ -250,6 +262,17 @@ def _simulate(args):
     print(store)
 
 
+def _source(args):
+    "The table that --source names, with analyses if --analysis says so."
+    if not args.analysis:
+        return args.source
+    if args.source is None:
+        raise DataError(mismatch("--analysis", "--source, the model of the files", "none"))
+    from sslpdl_nb.io.lexicon import the_source
+
+    return replace(the_source(args.source), analysis=True)
+
+
 def _prepare(args):
     from sslpdl_nb.io.prepare import prepare
 
@@ -257,7 +280,7 @@ def _prepare(args):
         args.nwp,
         args.qpe,
         args.out,
-        source=args.source,
+        source=_source(args),
         rain_source=args.rain_source,
         grid=args.grid,
         accumulation=args.accumulation,
@@ -474,7 +497,7 @@ def _predict(args):
         args.nwp,
         args.checkpoint,
         grid,
-        source=args.source,
+        source=_source(args),
         climatology=args.climatology,
         progress=not args.quiet,
     )

@@ -18,7 +18,7 @@ from real import real
 from small_archive import TARGET, forecast, observation, valid_times, write
 
 from sslpdl_nb import predict as prediction
-from sslpdl_nb.cli import central_us, main, parser
+from sslpdl_nb.cli import _source, central_us, main, parser
 from sslpdl_nb.core import VARIABLE_NAMES, DataError, get_config
 from sslpdl_nb.simulate import archive
 from sslpdl_nb.store import RainDataset, Standardizer, load_splits, open_store
@@ -415,3 +415,12 @@ def test_damaged_raw_files(checkpoint, tmp_path, capsys):
     out = tmp_path / "r.nc"
     words = predict_words(tmp_path / "cut.grib", checkpoint, out, "--source", "wrf")
     assert "cut.grib" in failure(capsys, *words) and not out.exists()
+
+
+def test_analysis_changes_the_table_of_the_source(capsys, tmp_path):
+    words = ["prepare", "--nwp", "a", "--qpe", "b", "--out", "c", "--source", "wrf"]
+    assert _source(parser().parse_args(words)) == "wrf"
+    assert _source(parser().parse_args([*words, "--analysis"])).analysis
+    words = ["predict", "a.nc", "--checkpoint", "b", "--out", "c.nc", "--analysis"]
+    with pytest.raises(DataError, match="--analysis: expected --source"):
+        _source(parser().parse_args(words))
