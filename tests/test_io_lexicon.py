@@ -72,7 +72,7 @@ def test_the_general_table_knows_all_names_of_grib():
     [
         ("kwbc od hrrr.t00z.wrfsfcf12.grib2", "hrrr"),
         ("kwbc od gfs.t00z.pgrb2.0p25.f007", "gfs"),
-        ("kwbc od wrfprs_ruc13_12.tm00_G212", "wrf"),
+        ("59 wrfprs_ruc13_12.tm00_G212", "wrf"),
         ("edzw od icon-d2_germany_regular-lat-lon_single-level_2024070100_001_2d_pmsl", "icon-d2"),
         ("edzw od icon-eu_europe_regular-lat-lon_pressure-level_2024070100_001_500_FI", "icon-eu"),
         ("lfpw od arpege_2m_NW_20180501000000.grib", "arpege"),

@@ -540,7 +540,7 @@ def test_conservative_regridding_needs_cells():
 
 def totals(leads, start="2024070100"):
     "GRIB messages of rain since the start, 1 mm an hour."
-    ec, keys = grib._eccodes("test"), world(20.0)[0]
+    ec, keys = grib._eccodes("test"), world(20.0, east=340.0)[0]
     options = dict(since=0, start=start)
     return b"".join(
         grib2(ec, "kwbc", keys, "tp", np.full(180, float(h)), hour=h, **options) for h in leads
@@ -798,6 +798,33 @@ def test_raw_files_need_a_name_or_a_source(tmp_path):
         open_nwp(tmp_path / "strange.nc", source="moon")
     with raises(DataError, "at least one"):
         open_nwp([])
+
+
+def icon_grid_file(path):
+    "A file of ICON's triangles, as DWD publishes it: no field, no time."
+    n = 20
+    cells = dict(
+        clat=("cell", np.linspace(0.8, 0.9, n), {"units": "radian"}),
+        clon=("cell", np.linspace(0.1, 0.2, n), {"units": "radian"}),
+        cell_area=("cell", np.ones(n), {"units": "m2"}),
+        vertex_of_cell=(("nv", "cell"), np.zeros((3, n), np.int32)),
+    )
+    about = dict(uuidOfHGrid="a27b8de6-18c4-11e4-820a-b5b098c6a5c0", number_of_grid_used=26)
+    xr.Dataset(cells, attrs=about).to_netcdf(path)
+
+
+def test_a_file_of_icons_grid_has_no_fields(tmp_path):
+    icon_eu(tmp_path, grib._eccodes("test"))
+    expected = open_nwp(tmp_path, "icon-eu")
+    icon_grid_file(tmp_path / "icon_grid_0026_R03B07_G.nc")
+    icon_grid_file(tmp_path / "a_grid.nc")  # also as the first one
+    assert scan(tmp_path / "a_grid.nc", "icon-eu") == []
+    for source in ("icon-eu", None):
+        assert open_nwp(tmp_path, source)["gh500"].equals(expected["gh500"])
+    ds = t2m_file()  # ICON's output names the grid too, and is no grid file
+    ds = ds.assign(clat=("n", [0.8]), clon=("n", [0.1])).assign_attrs(uuidOfHGrid="a27b")
+    ds.to_netcdf(tmp_path / "output.nc")
+    assert len(scan(tmp_path / "output.nc", T2M)) == 1
 
 
 # ------------------------------------------------------------------ our own form

@@ -117,7 +117,7 @@ SOURCES = {
         fields=PRESSURE | SURFACE,
         about="WRF through its post-processor: no heights, no sea-level pressure (both derived)",
         tried="real",
-        signs="kwbc .*wrfprs_",
+        signs="wrfprs[_.]|WRFPRS",
     ),
     "wrfout": Source(
         fields=PRESSURE | SURFACE,

@@ -25,7 +25,7 @@ from sslpdl_nb.core import (
 from sslpdl_nb.grids.types import cf_coordinates, crs_attributes, grid_from_cf
 from sslpdl_nb.io import derive
 from sslpdl_nb.io.fields import Field, Source, add_file_name, as_raw_file, list_files, open_file
-from sslpdl_nb.io.grib import grib_fields
+from sslpdl_nb.io.grib import grib_fields, is_icon_grid
 from sslpdl_nb.io.lexicon import alternatives, names_in, split_quantity, the_source
 from sslpdl_nb.io.netcdf import netcdf_fields, open_lazy
 from sslpdl_nb.io.plan import (
@@ -47,6 +47,8 @@ from sslpdl_nb.io.wrf import wrf_fields
 # %% auto #0
 __all__ = [
     "scan",
+    "is_wrfout",
+    "known_fields",
     "level_in_words",
     "names_in_words",
     "made_of",
@@ -78,8 +80,7 @@ def scan(
         fields = _all_fields(file, source)
     except SSLPDLError as error:
         raise add_file_name(file.path, error) from error
-    names = names_in(source)
-    return [_corrected(f, source) for f in fields if f.name in names]
+    return known_fields(fields, source)
 
 
 def _all_fields(file, source) -> list:
@@ -88,12 +89,25 @@ def _all_fields(file, source) -> list:
         return grib_fields(file, names_in(source))
     if file.file_type not in ("NetCDF", "Zarr"):
         raise DataError(mismatch(str(file.path), "GRIB, NetCDF or Zarr", file.file_type))
-    return wrf_fields(file) if _is_wrfout(file) else netcdf_fields(file, source)
+    if is_icon_grid(file.path):
+        return []
+    return wrf_fields(file) if is_wrfout(file) else netcdf_fields(file, source)
 
 
-def _is_wrfout(file) -> bool:
+def is_wrfout(
+    file,  # RawFile or path, NetCDF or Zarr
+) -> bool:
     "Whether a file is raw WRF output, by three of its variables."
     return {"PH", "PHB", "Times"} <= set(open_lazy(file).variables)
+
+
+def known_fields(
+    fields: list,  # of Field, as a reader lists them
+    source: Source,
+) -> list:
+    "The fields whose names a source knows, with what it knows better than the file."
+    names = names_in(source)
+    return [_corrected(f, source) for f in fields if f.name in names]
 
 
 def _corrected(f: Field, source: Source) -> Field:
@@ -638,7 +652,7 @@ def open_nwp(
     name = describe_files(files)
     if source is None and len(files) == 1 and is_our_form(files[0], VARIABLE_NAMES):
         return check_nwp(read_dataset(files[0]), name)
-    return check_nwp(_read_files(files, source or _guess_source(files[0])), name)
+    return check_nwp(_read_files(files, source or _guess_source(files)), name)
 
 
 def describe_files(
@@ -649,12 +663,13 @@ def describe_files(
     return f"{files[0].path}{more}"
 
 
-def _guess_source(file) -> str:
-    "The source table for a raw file if nobody named one."
-    if file.file_type == "GRIB":
+def _guess_source(files) -> str:
+    "The source table for raw files if nobody named one."
+    others = [f for f in files if f.file_type != "GRIB" and not is_icon_grid(f.path)]
+    if not others:
         return "grib"
-    if _is_wrfout(file):
+    if is_wrfout(others[0]):
         return "wrfout"
     expected = f"all of {list(VARIABLE_NAMES)}, or a source that says what they are"
-    found = sorted(map(str, open_lazy(file).variables))[:20]
-    raise DataError(mismatch(f"{file.path}: variables", expected, found))
+    found = sorted(map(str, open_lazy(others[0]).variables))[:20]
+    raise DataError(mismatch(f"{others[0].path}: variables", expected, found))
