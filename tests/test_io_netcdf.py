@@ -1,5 +1,7 @@
 "NetCDF and Zarr: reference and lead times, grids, levels, and damage that never crashes."
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,7 +12,7 @@ from fuzz import fuzz
 from real import real
 
 from sslpdl_nb.core import DataError, GridError
-from sslpdl_nb.grids.types import LambertGrid
+from sslpdl_nb.grids.types import LambertGrid, UnstructuredGrid
 from sslpdl_nb.io.fields import Source, open_file
 from sslpdl_nb.io.netcdf import netcdf_fields, netcdf_values, open_lazy
 
@@ -206,6 +208,280 @@ def test_other_files_and_damage_are_refused(tmp_path):
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
     with pytest.raises(DataError, match="a.nc: expected a complete, readable file"):
         open_lazy(path)
+
+
+def raw_file(path, values, dtype="f4", fill=None, **attrs):
+    "A file whose numbers and attributes are written as they are told; 2 rows, 3 columns."
+    import netCDF4
+
+    with netCDF4.Dataset(path, "w") as ds:
+        for dim, n, units, first in (("lat", 2, "north", 36.0), ("lon", 3, "east", 126.0)):
+            ds.createDimension(dim, n)
+            v = ds.createVariable(dim, "f8", (dim,))
+            v.units = f"degrees_{units}"
+            v[:] = first + np.arange(n)
+        v = ds.createVariable("time", "f8", ())
+        v.units = "hours since 2020-07-01"
+        v[...] = 0
+        v = ds.createVariable("a", dtype, ("lat", "lon"), fill_value=fill)
+        v.set_auto_maskandscale(False)
+        v.setncatts(dict(coordinates="time") | attrs)
+        if values is not None:
+            v[:] = np.asarray(values, dtype).reshape(2, 3)
+    return path
+
+
+ANALYSIS = Source(fields={}, analysis=True)
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    "told, expected",
+    [
+        (
+            dict(values=[0, 1, 2, 3, -999, 5], missing_value=np.float32(-999)),
+            [0, 1, 2, 3, NAN, 5],
+        ),
+        (
+            dict(values=[0, 1, 2, 3, 4, 500], valid_range=np.array([1, 100], "f4")),
+            [NAN, 1, 2, 3, 4, NAN],
+        ),
+        (dict(values=[-5, 1, 2, 3, 4, 5], valid_min=np.float32(0)), [NAN, 1, 2, 3, 4, 5]),
+        (
+            dict(values=[0, 1, 2, 3, 4, 5], dtype="i2", scale_factor=0.5, add_offset=10.0)
+            | dict(valid_max=np.int16(4)),  # of the packed numbers
+            [10, 10.5, 11, 11.5, 12, NAN],
+        ),
+        (
+            dict(values=[0, 1, 2, 3, 4, 5], dtype="i2", scale_factor=0.5, add_offset=10.0)
+            | dict(valid_max=11.5),  # of the unpacked ones
+            [10, 10.5, 11, 11.5, NAN, NAN],
+        ),
+        (
+            dict(values=[0, 1, 127, -128, -2, -1], dtype="i1", _Unsigned="true", fill=-1)
+            | dict(valid_range=np.array([0, -2], "i1")),
+            [0, 1, 127, 128, 254, NAN],
+        ),
+        (dict(values=[0, 1, 2, 3, 4, 9.96921e36]), [0, 1, 2, 3, 4, NAN]),
+        (
+            dict(values=[0, 1, 2, 3, 4, -32767], dtype="i2", scale_factor=0.1),
+            [0, 0.1, 0.2, 0.3, 0.4, NAN],
+        ),
+    ],
+)
+def test_numbers_that_are_no_values(tmp_path, told, expected):
+    path = raw_file(tmp_path / "a.nc", **told)
+    (f,) = netcdf_fields(path, ANALYSIS)
+    assert np.allclose(f.read().ravel(), expected, equal_nan=True)
+
+
+def test_a_valid_range_that_no_value_is_in_must_be_wrong(tmp_path):
+    path = raw_file(tmp_path / "a.nc", range(280, 286), valid_range=np.array([0, 1], "f4"))
+    (f,) = netcdf_fields(path, ANALYSIS)
+    with pytest.raises(DataError, match="a.nc: a: expected values in the valid range"):
+        f.read()
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 3), (3, 1), (2, 3)])
+def test_a_map_of_one_row_or_column_stays_a_map(tmp_path, rows, columns):
+    lat, lon = np.meshgrid(36.0 + np.arange(rows), 126.0 + np.arange(columns), indexing="ij")
+    values = np.arange(float(rows * columns)).reshape(1, 1, rows, columns)
+    ds = xr.Dataset(
+        {"a": (("time", "height", "j", "i"), values, {"coordinates": "lat lon"})},
+        dict(time=[DAY], lat=(("j", "i"), lat), lon=(("j", "i"), lon)),
+    )
+    for name, units in (("lat", "degrees_north"), ("lon", "degrees_east")):
+        ds[name].attrs["units"] = units
+    del ds["a"].attrs["coordinates"]
+    for k, order in enumerate((("time", "height", "j", "i"), ("i", "time", "j", "height"))):
+        ds.assign(a=ds["a"].transpose(*order)).to_netcdf(tmp_path / f"{k}.nc")
+        (f,) = netcdf_fields(tmp_path / f"{k}.nc", ANALYSIS)
+        assert f.grid.shape == (rows, columns) and np.array_equal(f.read(), values[0, 0])
+
+
+@pytest.mark.parametrize("unit", ["radian", "degrees_north"])
+def test_cells_of_icon_are_points_without_rows(tmp_path, unit):
+    lat, lon = np.array([36.0, 37, 35, 36.5]), np.array([126.0, 127, -128, 129])
+    turn = np.radians if unit == "radian" else np.asarray
+    east = {"units": unit.replace("north", "east"), "standard_name": "longitude"}
+    ds = xr.Dataset(
+        {"t": (("time", "plev", "ncells"), np.arange(8.0).reshape(1, 2, 4), {"units": "K"})},
+        dict(
+            time=[DAY],
+            plev=("plev", [85000.0, 50000], {"units": "Pa"}),
+            clat=("ncells", turn(lat), {"units": unit, "standard_name": "latitude"}),
+            clon=("ncells", turn(lon), east),
+        ),
+    )
+    ds.to_netcdf(tmp_path / "a.nc")
+    upper, lower = netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+    assert isinstance(upper.grid, UnstructuredGrid) and upper.grid.shape == (4,)
+    assert np.allclose(upper.grid.lonlat(), [lon, lat])
+    assert (upper.level, lower.level) == (850, 500) and upper.read().tolist() == [0, 1, 2, 3]
+
+
+def test_points_that_follow_the_time_are_no_grid(tmp_path):
+    times = DAY + np.arange(3) * HOUR
+    where = dict(
+        lat=("time", [36.0, 37, 38], {"units": "degrees_north"}),
+        lon=("time", [126.0, 127, 128], {"units": "degrees_east"}),
+    )
+    xr.Dataset({"a": ("time", np.ones(3))}, dict(time=times) | where).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(GridError, match="a.nc: .*follow the time"):
+        netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+
+
+@pytest.mark.parametrize(
+    "lon",
+    [
+        np.r_[170:180, -180:-170],  # a jump in the middle
+        np.arange(190.0, 170, -1),  # from east to west
+        np.r_[10:0:-1, 360:350:-1],  # the same across Greenwich
+    ],
+)
+def test_longitudes_with_jumps_and_in_any_direction(tmp_path, lon):
+    where = degrees((37.0, 36.0), lon.astype(float))
+    ds = whole("a", ("lat", "lon"), 0, "K", **where).assign_coords(time=DAY)
+    ds["a"][:] = np.arange(2.0 * lon.size).reshape(2, -1)
+    ds.to_netcdf(tmp_path / "a.nc")
+    (f,) = netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+    found = f.grid.lonlat()[0][0]
+    assert np.allclose((found - lon + 180) % 360 - 180, 0)
+    assert np.array_equal(f.read(), ds["a"].values[::-1])
+    assert np.abs(np.diff(f.grid.x)).max() == 1
+
+
+def test_two_halves_of_era5_are_put_together(tmp_path):
+    final, early = np.full((2, 3, 3), 280.0), np.full((2, 3, 3), 290.0)
+    final[1], early[0] = NAN, NAN
+    ds = xr.Dataset(
+        {"t2m": (("valid_time", "expver", "lat", "lon"), np.stack([early, final], 1))},
+        dict(valid_time=DAY + np.array([0, 1]) * HOUR, expver=["0005", "0001"], number=0)
+        | degrees(),
+    )
+    ds.to_netcdf(tmp_path / "a.nc")
+    fields = netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+    assert [f.level_type for f in fields] == ["surface", "surface"]
+    assert [f.read().mean() for f in fields] == [280, 290]
+    ds["t2m"][:] = [[[[290.0]], [[280.0]]]]  # where both are known, the final one is taken
+    ds.to_netcdf(tmp_path / "b.nc")
+    assert [f.read().mean() for f in netcdf_fields(tmp_path / "b.nc", ANALYSIS)] == [280, 280]
+    text = ds.isel(expver=1).assign_coords(expver=("valid_time", ["0001", "0005"]))
+    text.to_netcdf(tmp_path / "c.nc")  # as the new climate data store writes it
+    assert [f.level for f in netcdf_fields(tmp_path / "c.nc", ANALYSIS)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "name, values, attrs, level_type, levels",
+    [
+        ("z", [850.0, 500], {"units": "millibar"}, "isobaricInhPa", [850, 500]),
+        ("z", [500.0, 850], {"units": "hectopascal"}, "isobaricInhPa", [500, 850]),
+        ("z", [85000.0, 50000], {"units": "Pascals"}, "isobaricInhPa", [850, 500]),
+        ("plev", [85000.0, 50000], {}, "isobaricInhPa", [850, 500]),
+        ("level", [1000, 850, 500], {}, "isobaricInhPa", [1000, 850, 500]),
+        ("level", [1, 2, 3], {}, "level", [1, 2, 3]),
+        ("lev", [500.0, 850], {"units": "hPa", "formula_terms": "a: a b: b"}, "lev", [500, 850]),
+        ("depth", [100.0, 500], {"units": "m", "positive": "down"}, "depth", [100, 500]),
+        ("height", [2.0, 10], {"units": "m"}, "height", [2, 10]),
+    ],
+)
+def test_levels_are_pressures_only_where_that_is_certain(
+    tmp_path, name, values, attrs, level_type, levels
+):
+    ds = whole("a", (name, "lat", "lon"), 1, "K", **{name: (name, values, attrs)}, **degrees())
+    ds.assign_coords(time=DAY).to_netcdf(tmp_path / "a.nc")
+    fields = netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+    assert [(f.level_type, f.level) for f in fields] == [(level_type, v) for v in levels]
+
+
+def test_pressures_without_units_that_are_unusual_are_refused(tmp_path):
+    ds = whole("a", ("plev", "lat", "lon"), 1, "K", plev=[3.3, 4.4], **degrees())
+    ds.assign_coords(time=DAY).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(DataError, match="a.nc: levels plev: expected units hPa or Pa"):
+        netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+
+
+def test_bounds_are_neither_coordinates_nor_fields(tmp_path):
+    ds = whole("a", ("lat", "lon"), 1, "K", **degrees()).assign_coords(time=DAY)
+    for name in ("lat", "lon"):
+        edges = ds[name].values[:, None] + [-0.5, 0.5]
+        bounds = xr.Dataset({f"{name}_bnds": ((name, "two"), edges, ds[name].attrs)})
+        ds = bounds.merge(ds)  # before the coordinates, with the same units
+        ds[name].attrs["bounds"] = f"{name}_bnds"
+    ds.to_netcdf(tmp_path / "a.nc")
+    (f,) = netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+    assert f.name == "a" and f.grid.shape == (3, 3)
+
+
+LAMBERT = dict(
+    grid_mapping_name="lambert_conformal_conic",
+    latitude_of_projection_origin=25.0,
+    longitude_of_central_meridian=265.0,
+    standard_parallel=25.0,
+    earth_radius=6371229.0,
+)
+
+
+def on_a_map(x, units, crs=LAMBERT, **coords):
+    "A dataset on a map whose axes are x."
+    axis = {"units": units} if units else {}
+    ds = xr.Dataset(
+        {"a": (("y", "x"), np.arange(9.0).reshape(3, 3), {"grid_mapping": "m"})},
+        dict(time=DAY, x=("x", x, axis), y=("y", x, axis)) | coords,
+    )
+    ds["m"] = ((), 0, crs)
+    return ds
+
+
+@pytest.mark.parametrize("units", ["", "rad", "10 km"])
+def test_axes_of_a_map_in_unknown_units_are_refused(tmp_path, units):
+    on_a_map([0.0, 3, 6], units).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(GridError, match="a.nc: axis y of a map: expected m or km"):
+        netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+
+
+def test_angles_of_a_satellite_become_metres(tmp_path):
+    height = 35786023.0
+    crs = dict(grid_mapping_name="geostationary", longitude_of_projection_origin=128.2)
+    crs |= dict(
+        perspective_point_height=height, sweep_angle_axis="y", latitude_of_projection_origin=0.0
+    )
+    crs |= dict(semi_major_axis=6378137.0, semi_minor_axis=6356752.3)
+    on_a_map(np.array([0.05, 0.06, 0.07]), "rad", crs).to_netcdf(tmp_path / "a.nc")
+    (f,) = netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+    lon, lat = f.grid.lonlat()
+    assert 15 < lat[0, 0] < 20 < lat[-1, 0] < 30 and 140 < lon[0, 0] < 160
+
+
+def test_points_are_believed_more_than_a_map_that_leads_elsewhere(tmp_path):
+    x = np.array([0.0, 30e3, 60e3])
+    lon, lat = LambertGrid(
+        3, 3, 30e3, 0.0, 0.0, lon0=-95.0, lat0=25.0, parallels=(25.0, 25.0), radius=6371229.0
+    ).lonlat()
+    for shift, kept in ((0.0, True), (0.2, False)):
+        where = dict(
+            lat=(("y", "x"), lat + shift, {"units": "degrees_north"}),
+            lon=(("y", "x"), lon, {"units": "degrees_east"}),
+        )
+        on_a_map(x, "m", **where).to_netcdf(tmp_path / f"{kept}.nc")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            (f,) = netcdf_fields(tmp_path / f"{kept}.nc", ANALYSIS)
+        assert isinstance(f.grid, LambertGrid) == kept and (len(caught) == 0) == kept
+        assert np.allclose(f.grid.lonlat()[1], lat + shift, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["NETCDF3_CLASSIC", "NETCDF4"])
+def test_paths_with_blanks_and_umlauts(tmp_path, kind):
+    folder = tmp_path / "März 2024 – größer"
+    folder.mkdir()
+    ds = whole("a", ("lat", "lon"), 7, "K", **degrees()).assign_coords(time=DAY)
+    ds.to_netcdf(folder / "Böen 1.nc", format=kind)
+    (f,) = netcdf_fields(folder / "Böen 1.nc", ANALYSIS)
+    assert f.read().mean() == 7
+    ds.to_zarr(folder / "Böen 2.zarr", consolidated=False)
+    (f,) = netcdf_fields(folder / "Böen 2.zarr", ANALYSIS)
+    assert f.read().mean() == 7
 
 
 def test_damaged_copies_never_crash(tmp_path):
