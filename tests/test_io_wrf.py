@@ -151,11 +151,14 @@ def test_the_start_is_that_of_the_simulation_and_not_of_a_restart(tmp_path):
 
 def test_input_files_of_wrf_are_named_as_such(tmp_path):
     ds = xr.Dataset(
-        {"XLAT_M": (("Time", "south_north", "west_east"), np.zeros((1, 2, 3)))},
+        {
+            "XLAT_M": (("Time", "south_north", "west_east"), np.zeros((1, 2, 3))),
+            "Times": ("Time", [b"2005-08-28_12:00:00"]),
+        },
         attrs={"TITLE": "OUTPUT FROM METGRID V4.0"},
     )
     ds.to_netcdf(tmp_path / "met_em.d01.nc")
-    with pytest.raises(DataError, match="met_em.d01.nc: OUTPUT FROM METGRID V4.0: .*XLAT_M"):
+    with pytest.raises(DataError, match="met_em.d01.nc: .*WRF .OUTPUT FROM METGRID V4.0.*XLAT_M"):
         netcdf_fields(tmp_path / "met_em.d01.nc", Source(fields={}))
 
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/39_io_netcdf.ipynb #dfd859db
 from __future__ import annotations
 
+import re
 import warnings
 from collections import OrderedDict
 from functools import partial
@@ -287,7 +288,9 @@ def _degrees(c) -> np.ndarray:
 
 def _degree_axes(lat, lon) -> GridAxes:
     "A grid from an axis of latitudes and one of longitudes."
-    y, x = _degrees(lat), np.unwrap(_degrees(lon), period=360)  # ... 359, 0 ... goes on as 360
+    y, x = _degrees(lat), _degrees(lon)
+    if np.unique(np.sign(np.diff(x))).size > 1:
+        x = np.unwrap(x, period=360)  # ... 359, 0 ... goes on as 360
     if not (np.abs(y) < 90.01).all():
         raise GridError(mismatch(f"{lat.name}", "degrees from -90 to 90", f"{y[0]:g} to {y[-1]:g}"))
     from_north = bool(y[0] > y[-1])
@@ -335,7 +338,10 @@ def netcdf_grid(
     axes = _projected_axes(ds, *found)
     if lat_name is None or lon_name is None or ds[lat_name].dims != axes.dims:
         return axes
-    points = _point_axes(ds[lat_name], ds[lon_name])
+    try:
+        points = _point_axes(ds[lat_name], ds[lon_name])
+    except GridError:  # unknown in a part of the map
+        return axes
     if points.from_north == axes.from_north and _agrees(axes.grid, points.grid):
         return axes
     text = f"{where}: {lat_name} and {lon_name} are used, as the map {found[0]} leads elsewhere"
@@ -388,9 +394,11 @@ def _hectopascals(c):
     "The pressures of a level coordinate in hPa; None if they are no pressures."
     units, name = str(c.attrs.get("units", "")).lower(), str(c.name).lower()
     standard = str(c.attrs.get("standard_name", ""))
-    if standard.startswith(("atmosphere_", "ocean_")) or "formula_terms" in c.attrs:
-        return None  # levels that follow the ground, although their unit may be hPa
     values = c.values.astype(float)
+    about = " ".join(str(c.attrs.get(n, "")) for n in ("standard_name", "long_name", "title"))
+    follows = re.search("hybrid|sigma|model level|alevel|atmosphere_|ocean_", about.lower())
+    if follows or "formula_terms" in c.attrs or not (values > 0).all():
+        return None  # levels that follow the ground, although their unit may be hPa
     if units in _HPA or units in _PA:
         return values / (100 if units in _PA else 1)
     if units not in ("", "1") or (name not in _PRESSURES and standard != "air_pressure"):
@@ -443,7 +451,7 @@ def _list_fields(file, source) -> list:
     "The fields of all variables; what has no time of its own gets those of the others."
     ds = open_lazy(file)
     axes, error = _on_grids(ds, file.path.name)
-    if not axes:
+    if not axes or "Times" in ds:
         raise _no_grid(ds, error, file.path.name)
     out, static = [], [name for name in axes if is_static(ds, name)]
     for name in axes:
@@ -472,13 +480,18 @@ def _grid_of(ds, variable, where, known):
     return known[key]
 
 
+def _is_wiring(v) -> bool:
+    "Whether numbers only say which points belong together."
+    return str(v.attrs.get("cf_role", "")).endswith("connectivity")
+
+
 def _on_grids(ds, where) -> tuple:
     "Axes of each variable that lies on a grid; an error for the others, or None."
     known, found, error = {}, {}, None
     aside = _bounds_of(ds)
     for name, v in ds.data_vars.items():
         is_place = _is_one_of(name, v, (*_LATITUDE, *_LONGITUDE))
-        if v.dtype.kind not in "fiu" or v.ndim == 0 or name in aside or is_place:
+        if v.dtype.kind not in "fiu" or v.ndim == 0 or name in aside or is_place or _is_wiring(v):
             continue
         axes = _grid_of(ds, name, where, known)
         if isinstance(axes, GridError):
@@ -491,10 +504,10 @@ def _on_grids(ds, where) -> tuple:
 def _no_grid(ds, error, where):
     "Why a file has no variable on a grid: an error to be raised."
     names = sorted(map(str, ds.variables))[:20] or "none outside groups"
-    title = str(ds.attrs.get("TITLE", "")).strip()
-    if "WRF" in title or "GRID" in title:
+    if "Times" in ds:
+        title = str(ds.attrs.get("TITLE", "")).strip()
         expected = "raw WRF output, with Times, XLAT, XLONG, P, PB, PH and PHB"
-        return DataError(mismatch(title, expected, names))
+        return DataError(mismatch(f"file of WRF ({title})", expected, names))
     try:
         dims = netcdf_grid(ds, where).dims
     except GridError as general:
