@@ -176,6 +176,7 @@ def list_files(
     return out
 
 
+# %% ../../nbs/35_io_fields.ipynb #8b3e811c
 def _files_inside(folder, seen) -> list:
     "Files and Zarr stores in a folder and below; `seen` are the folders that were looked into."
     if folder.resolve() in seen:

@@ -349,6 +349,7 @@ def netcdf_grid(
     return points
 
 
+# %% ../../nbs/39_io_netcdf.ipynb #5b759863
 def _agrees(grid, points) -> bool:
     "Whether points of a map lie within a tenth of a cell of their longitudes and latitudes."
     rows, columns = (np.unique(np.linspace(0, n - 2, 9).astype(int)) for n in grid.shape)
@@ -501,6 +502,7 @@ def _on_grids(ds, where) -> tuple:
     return found, error
 
 
+# %% ../../nbs/39_io_netcdf.ipynb #cfcda85c
 def _no_grid(ds, error, where):
     "Why a file has no variable on a grid: an error to be raised."
     names = sorted(map(str, ds.variables))[:20] or "none outside groups"

@@ -74,6 +74,7 @@ def _from_months(v):
     return days.astype("datetime64[ns]")
 
 
+# %% ../../nbs/37_io_times.ipynb #a60e9f37
 def _from_digits(v):
     "Dates written as 20240701.25, as ICON does: 06 UTC on 1 July; None if one is no date."
     days, parts = np.divmod(v.values, 1)
@@ -321,6 +322,7 @@ def _check_valid_times(ds, times, steps, what):
             raise DataError(mismatch(what, expected, found))
 
 
+# %% ../../nbs/37_io_times.ipynb #3598e3d9
 def _check_calendar(ds, names, steps, what):
     "Raises DataError if start and lead time lead to another date in the calendar of the file."
     calendars = {str(ds[n].encoding.get("calendar", "standard")) for n in names}
