@@ -7,8 +7,8 @@
 process of its own that gets SIGKILL at a random moment; the same work is started again until it
 ends, and what it leaves is compared with that of an undisturbed process: bytes of archives, arrays
 of stores, tensors of checkpoints. After each kill, what has a final name must be whole. `load`
-prepares so many small files (8 x 8 points; half of them forecasts, half rain) in a fresh process
-and notes its largest resident memory. Both write to benchmarks/results/robustness.json.
+prepares so many small GRIB files (8 x 8 points; half of them forecasts, half rain) in a fresh
+process and notes its largest resident memory. Both write to benchmarks/results/robustness.json.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -99,19 +101,39 @@ def write_days(folder: Path, days: int, grid):
 
 
 def write_hours(folder: Path, n: int):
-    "n files of forecasts and n of rain: copies of one hour that differ in their time."
-    import netCDF4
+    "n GRIB files of forecasts and n of rain, of one hour each."
+    import eccodes
 
-    rng = np.random.default_rng(0)
-    for kind, hour, make in (("nwp", 0, forecast), ("qpe", 6, rain)):
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from synthetic import LEVELS, grib2, lambert, truth
+
+    def messages(grid, names, start="2001060100"):
+        keys, lon, lat = lambert(grid)
+        known = truth(lon, lat)
+        for ours, name, where, more in names:
+            values, options = known[ours], dict(start=start) | more
+            yield grib2(eccodes, "kwbc", keys, name, values, where, hour=3, **options)
+
+    names = [("slp", "prmsl", ("sea", 0), {}), ("t2m", "t", ("ground", 2), {})]
+    names += [(f"{wind}10", wind, ("ground", 10), {}) for wind in "uv"]
+    for p in LEVELS:
+        for ours, name in (("gh", "gh"), ("t", "t"), ("rh", "r"), ("u", "u"), ("v", "v")):
+            names.append((f"{ours}{p}", name, ("p", p * 100), {}))
+    instant = list(messages(NWP, names))
+    ends = np.cumsum([len(m) for m in instant])
+    dates = [end - len(m) + 28 for m, end in zip(instant, ends)]  # in section 1
+    content = bytearray(b"".join(instant))
+    amount = [("rain", "tp", ("surface", 0), dict(since=2))]
+    for kind in ("nwp", "qpe"):
         (folder / kind).mkdir(parents=True)
-        first = folder / kind / "00000.nc"
-        make(rng).to_netcdf(first, encoding=CLOCK)
-        for k in range(1, n):
-            copy = folder / kind / f"{k:05}.nc"
-            shutil.copyfile(first, copy)
-            with netCDF4.Dataset(copy, "r+") as ds:
-                ds["time"][0] = hour + k
+    for k in range(n):
+        now = datetime(2001, 6, 1) + timedelta(hours=k)
+        for at in dates:
+            struct.pack_into(">HBBB", content, at, now.year, now.month, now.day, now.hour)
+        name, start = f"{k:05}.grib2", f"{now:%Y%m%d%H}"
+        total = b"".join(messages(NWP, amount, start))
+        (folder / "nwp" / name).write_bytes(content + total)
+        (folder / "qpe" / name).write_bytes(b"".join(messages(QPE, amount, start)))
 
 
 # ------------------------------------------------------------------ the work, and what it leaves
@@ -339,7 +361,7 @@ from sslpdl_nb.io.prepare import prepare
 folder, out, n = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 nwp, qpe = (sorted((folder / kind).iterdir())[:n] for kind in ("nwp", "qpe"))
 begin = time.perf_counter()
-prepare(nwp, qpe, out, source="sslpdl", workers=2, say=lambda text: None, progress=False)
+prepare(nwp, qpe, out, source="gfs", workers=2, say=lambda text: None, progress=False)
 seconds = time.perf_counter() - begin
 status = Path("/proc/self/status").read_text()
 peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -361,16 +383,16 @@ def measure(folder: Path, files: int) -> dict:
     return dict(files=files) | json.loads(done.stdout.splitlines()[-1])
 
 
-def load(numbers: list) -> dict:
-    "One row for each number of files."
+def load(numbers: list):
+    "After each number of files, the rows until there."
     rows = []
     with tempfile.TemporaryDirectory() as name:
         write_hours(Path(name), max(numbers) // 2)
         for files in numbers:
             rows.append(measure(Path(name), files))
             print(rows[-1], flush=True)
-    growth = (rows[-1]["peak_mb"] - rows[0]["peak_mb"]) / max(1, numbers[-1] - numbers[0])
-    return dict(runs=rows, kb_per_file=round(1000 * growth, 2))
+            growth = (rows[-1]["peak_mb"] - rows[0]["peak_mb"]) / max(1, files - numbers[0])
+            yield dict(runs=rows, kb_per_file=round(1000 * growth, 2))
 
 
 # ------------------------------------------------------------------ the command
@@ -390,12 +412,14 @@ def main():
         some.add_argument("--out", type=Path, default=RESULT, metavar="FILE.json")
     args = p.parse_args()
     if args.command == "kill":
-        found = dict(seed=args.seed, works=kill(args.times, args.minutes, args.works, args.seed))
+        works = kill(args.times, args.minutes, args.works, args.seed)
+        results = [dict(seed=args.seed, works=works)]
     else:
-        found = load(sorted(args.files))
-    record = json.loads(args.out.read_text()) if args.out.exists() else {}
-    about = dict(date=time.strftime("%Y-%m-%d"), environment=environment())
-    write_json(args.out, record | {args.command: about | found})
+        results = load(sorted(args.files))
+    for found in results:
+        record = json.loads(args.out.read_text()) if args.out.exists() else {}
+        about = dict(date=time.strftime("%Y-%m-%d"), environment=environment())
+        write_json(args.out, record | {args.command: about | found})
 
 
 if __name__ == "__main__":

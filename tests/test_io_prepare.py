@@ -265,11 +265,11 @@ def test_killed_while_the_store_is_created_the_same_command_goes_on(archive, mon
 
             m.setattr(zarr.Group, "create_array", dies)
         elif moment == "notes":
-            m.setattr(Path, "mkdir", only_outside("notes", Path.mkdir))
+            m.setattr(Path, "mkdir", only_outside("notes", Path.mkdir, 0))
         elif moment == "plan":
             m.setattr(module, "write_json", dies)
         else:
-            m.setattr(module.os, "replace", dies)
+            m.setattr(module.os, "replace", only_outside("store.zarr", os.replace, 1))
         with pytest.raises(KeyboardInterrupt):
             go(archive)
     assert not (archive / "store.zarr").exists()
@@ -277,15 +277,15 @@ def test_killed_while_the_store_is_created_the_same_command_goes_on(archive, mon
     assert sorted(p.name for p in archive.iterdir()) == ["nwp", "qpe", "store.zarr"]
 
 
-def only_outside(name, make):
-    "A mkdir that stops the program at one folder."
+def only_outside(name, function, number):
+    "A function that stops the program where one of its arguments is a path of this name."
 
-    def mkdir(path, *args, **options):
-        if path.name == name:
+    def stops(*args, **options):
+        if Path(args[number]).name == name:
             raise KeyboardInterrupt
-        return make(path, *args, **options)
+        return function(*args, **options)
 
-    return mkdir
+    return stops
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_arrays(tmp_path):
@@ -404,7 +404,7 @@ import resource, sys
 from sslpdl_nb.cli import main
 
 if sys.argv[1] == "full":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # no file may be larger
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))  # no file may be larger
 sys.exit(main(sys.argv[2:]))
 """
 

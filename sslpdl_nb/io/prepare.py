@@ -332,10 +332,10 @@ def _carried_attributes(path) -> dict:
 def _discard(out):
     "Remove a store: it gives up its name at once, then its files."
     old = out.with_name(f".{out.name}.old")
-    if out.exists():
-        os.replace(out, old)
-    if old.exists():
+    if old.exists():  # of a process that was killed
         shutil.rmtree(old)
+    os.replace(out, old)
+    shutil.rmtree(old)
 
 
 def _create(out, grid, samples, attrs, plan):
