@@ -564,7 +564,7 @@ def write_half(path):
 BAD = {  # file: how it is made, what the error must say
     "empty.grib": (lambda path: path.write_bytes(b""), "empty"),
     "words.txt": (lambda path: path.write_bytes(b"hello"), "hello"),
-    "short.grib": (lambda path: path.write_bytes(b"GRIB" + bytes(60)), "GRIB 1 or 2"),
+    "short.grib": (lambda path: path.write_bytes(b"GRIB" + bytes(60)), "GRIB 1 or 2|damaged"),
     "short.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64)), "readable"),
     "packed.zip": (lambda path: path.write_bytes(b"PK\x03\x04"), "zip"),
     "half.nc": (write_half, "readable"),
