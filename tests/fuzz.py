@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 import zlib
 from collections import Counter
@@ -33,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 CPU_LIMIT = 5.0  # seconds a copy; then the process is ended by SIGPROF
 WALL_LIMIT = 120  # seconds without a sign of life
 MEMORY = 4 * 2**30  # bytes beyond what the packages need
-RESTART = 2000  # copies a process, because the netCDF library keeps some files open
+RESTART = 1000  # copies a process, because the netCDF library keeps some files open
 
 
 # ------------------------------------------------------------------ damage
@@ -200,15 +201,13 @@ def forget_open_files():
 
 
 def make_good(name, folder):
-    "The good files of a format, all of which are read."
+    "The good files of a format."
     from fuzz_files import FORMATS
 
     good = folder / "good" / re.sub(r"\W", "_", name) / "files"
     if not good.exists():
         good.mkdir(parents=True)
         FORMATS[name].write(good)
-        for path in sorted(good.iterdir()):
-            FORMATS[name].read(path)
     return sorted(good.iterdir())
 
 
@@ -224,43 +223,111 @@ def limit_memory():
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
 
 
+def in_processes(work, first, end):
+    """Call work(number) for all numbers, in a copy of this process.
+
+    Where one ends the copy, another copy goes on: yields its number and how it ended.
+    """
+    with tempfile.TemporaryFile() as note:
+        while first < end:
+            process = os.fork()
+            if process == 0:
+                status = 1
+                try:
+                    for number in range(first, end):
+                        os.pwrite(note.fileno(), f"{number:<20}".encode(), 0)
+                        work(number)
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
+            _, status = os.waitpid(process, 0)
+            if status == 0:
+                return
+            number = int(os.pread(note.fileno(), 20, 0))
+            yield number, signal_name(os.waitstatus_to_exitcode(status))
+            first = number + 1
+
+
+def import_all():
+    "All packages that read files, once; no file is opened."
+    import netCDF4  # noqa: F401
+    import xarray as xr
+
+    import sslpdl_nb.checkpoint
+    import sslpdl_nb.io.nwp
+    import sslpdl_nb.io.prepare
+    import sslpdl_nb.io.qpe
+    import sslpdl_nb.io.wrf  # noqa: F401
+    from sslpdl_nb.io.grib import _eccodes
+
+    _eccodes("fuzz")
+    xr.backends.list_engines()
+
+
 def child(folder, seed, jobs):
     "Read copies; jobs are (format, first number, end). Says what it begins and what came of it."
-    from fuzz_files import FORMATS
-
     warnings.simplefilter("ignore")
     folder = Path(folder)
-    bad = folder / "bad"
-    shutil.rmtree(bad, ignore_errors=True)
-    bad.mkdir()
+    import_all()
     for name, first, end in jobs:
-        good, form = make_good(name, folder), FORMATS[name]
-        for path in good:
-            form.read(path)
+        for begin in range(first, end, RESTART):
+            copies = Copies(name, folder, seed)
+            for k, how in in_processes(copies.read, begin, min(begin + RESTART, end)):
+                say(json.dumps(["ended", name, k, how, CPU_LIMIT]))
+
+
+class Copies:
+    "The damaged copies of a format, read one after the other."
+
+    def __init__(self, name, folder, seed):
+        from fuzz_files import FORMATS
+
+        self.name, self.folder, self.seed, self.format = name, folder, seed, FORMATS[name]
+        self.bad, self.good = folder / "bad", None
+
+    def begin(self):
+        "What a new process does first: read the good files."
+        shutil.rmtree(self.bad, ignore_errors=True)
+        self.bad.mkdir()
+        self.good = make_good(self.name, self.folder)
+        for path in self.good:
+            self.format.read(path)
         forget_open_files()
         limit_memory()
-        before = open_files(bad)
-        for k in range(first, end):
-            path, kind = damaged_copy(good, bad, name, k, seed)
-            say(json.dumps(["begin", name, k, kind]))
-            begin = time.process_time()
-            signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT)
-            outcome = attempt(form.read, path)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            seconds = time.process_time() - begin
-            forget_open_files()
-            if not form.hdf5 and stays_open(bad, before):
-                outcome, before = "fault: a file stays open", open_files(bad)
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            left = [p.name for p in bad.iterdir()]
-            if left:
-                outcome = f"fault: left behind {left}"
-                shutil.rmtree(bad)
-                bad.mkdir()
-            say(json.dumps(["end", name, k, outcome, round(seconds, 3)]))
+        self.open_before = open_files(self.bad)
+
+    def read(self, k):
+        "Make a copy, read it, and say what came of it."
+        if self.good is None:
+            self.begin()
+        path, kind = damaged_copy(self.good, self.bad, self.name, k, self.seed)
+        say(json.dumps(["begin", self.name, k, kind]))
+        begin = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT)
+        outcome = attempt(self.format.read, path)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        seconds = time.process_time() - begin
+        outcome = self.clean(path) or outcome
+        say(json.dumps(["end", self.name, k, outcome, round(seconds, 3)]))
+
+    def clean(self, path):
+        "Remove a copy; what the reader left behind."
+        forget_open_files()
+        fault = ""
+        if not self.format.hdf5 and stays_open(self.bad, self.open_before):
+            fault, self.open_before = "fault: a file stays open", open_files(self.bad)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        left = [p.name for p in self.bad.iterdir()]
+        if left:
+            fault = f"fault: left behind {left}"
+            shutil.rmtree(self.bad)
+            self.bad.mkdir()
+        return fault
 
 
 # ------------------------------------------------------------------ the process that watches
@@ -284,47 +351,50 @@ def lines_of(process):
 
 
 def watch(jobs, seed, folder, until=None):
-    "Run children until all jobs are done; yields (format, number, damage, outcome, seconds)."
+    "Read all copies of some jobs; yields (format, number, damage, outcome, seconds)."
     from fuzz_files import FORMATS
 
     jobs, errors = list(jobs), folder / "errors"
-    failures = 0
-    while jobs and not (until and time.time() > until):
-        name, first, end = jobs.pop(0)
-        batch = [(name, first, min(end, first + RESTART))]
-        if first + RESTART < end:
-            jobs.insert(0, (name, first + RESTART, end))
-        while jobs and sum(e - f for _, f, e in [*batch, jobs[0]]) <= RESTART:
-            batch.append(jobs.pop(0))
-        command = [sys.executable, __file__, str(folder), str(seed), json.dumps(batch)]
+    while jobs:
+        command = [sys.executable, __file__, str(folder), str(seed), json.dumps(jobs)]
         with open(errors, "wb") as error_file:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=error_file)
-        now, silent = None, False
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=error_file, start_new_session=True
+            )
+        now, how = None, ""
         for line in lines_of(process):
             if line is None:
-                silent = True
-                process.kill()
+                how = "silence"
             elif line[0] == "begin":
                 now = line[1:]
+            elif line[0] == "ended":
+                how = line[3]
             else:
                 yield *now, line[3], line[4]
-                done, now = line[1:3], None
-                batch = unfinished(batch, *done)
-        code = process.wait()
-        if now is not None:  # it ended while it read a copy
-            why = "silent" if silent else signal_name(code)
-            last = errors.read_text(errors="replace").strip()[-300:]
-            outcome = f"fault: process ended: {why} {last}"
-            if why == "SIGPROF" and FORMATS[now[0]].hdf5:
-                outcome = "endless: in the HDF5 library"
-            yield *now, outcome, CPU_LIMIT
-            batch = unfinished(batch, *now[:2])
-            failures = 0
-        elif code:
-            failures += 1
-            if failures > 2:
-                raise RuntimeError(errors.read_text(errors="replace")[-2000:])
-        jobs = batch + jobs
+                jobs, now = unfinished(jobs, *line[1:3]), None
+            if how and now is not None:
+                outcome = f"fault: process ended: {how} {last_words(errors)}"
+                if how == "SIGPROF" and FORMATS[now[0]].hdf5:
+                    outcome = "endless: in the HDF5 library"
+                yield *now, outcome, CPU_LIMIT
+                jobs, now = unfinished(jobs, *now[:2]), None
+                if how == "silence":
+                    break
+                how = ""
+            if how or until and time.time() > until:
+                break
+        finished = process.poll() is not None
+        if not finished and jobs:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if jobs and until and time.time() > until:
+            return
+        if jobs and how != "silence":
+            raise RuntimeError(f"{how} {last_words(errors, 2000)}")
+
+
+def last_words(errors, n=300):
+    return errors.read_text(errors="replace").strip()[-n:]
 
 
 def unfinished(batch, name, k):

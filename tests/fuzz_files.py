@@ -93,6 +93,7 @@ def grib1(folder):
     body = small_world(ec, 1, 3, rain) + small_world(ec, 1, 6, gaps, bitmapPresent=1)
     (folder / "world.grib1").write_bytes(body)
     grid, _, lat = lambert()
+    del grid["LaDInDegrees"], grid["shapeOfTheEarth"]  # keys of edition 2
     body = message(ec, "GRIB1", grid | dict(earthIsOblate=1), lat)
     (folder / "cone.grib1").write_bytes(body + small_world(ec, 1, 7, rain, packingType="grid_ieee"))
 
