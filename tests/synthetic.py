@@ -141,6 +141,46 @@ def reduced_gaussian(n):
     return np.concatenate(lon), np.concatenate(lat)
 
 
+def with_octets(content, at, octets):
+    "A message in which some octets are others."
+    return content[:at] + octets + content[at + len(octets) :]
+
+
+def several(ec, grid, values, path):
+    "One GRIB 2 message with a field for each array of values, as RAP and NAM write it."
+    m = ec.codes_grib_multi_new()
+    for k, v in enumerate(values):
+        keys = dict(bitmapPresent=1)
+        one = ec.codes_new_from_message(
+            grib2(ec, "kwbc", grid, "uv"[k % 2], v, ("ground", 10), keys=keys)
+        )
+        ec.codes_grib_multi_append(one, 4, m)
+        ec.codes_release(one)
+    with open(path, "wb") as file:
+        ec.codes_grib_multi_write(m, file)
+    ec.codes_grib_multi_release(m)
+    return path.read_bytes()
+
+
+def constant_in_groups(ec, value, groups=0, missing=0, order=2):
+    "A field that is the same everywhere, as NCEP packs it: without bits, perhaps without groups."
+    keys = dict(packingType="grid_complex_spatial_differencing", orderOfSpatialDifferencing=order)
+    values = np.full(180, value)
+    m = grib2(ec, "kwbc", world(20.0)[0], "tp", values, hour=6, since=0, keys=keys)
+    at, sections = 16, {}
+    while at < len(m) - 4:
+        length = int.from_bytes(m[at : at + 4], "big")
+        sections[m[at + 4]] = m[at : at + length]
+        at += length
+    packing = bytearray(sections[5])
+    packing[19], packing[22] = 0, missing  # bits of a value; kinds of missing values
+    packing[31:47] = groups.to_bytes(4, "big") + bytes(7) + values.size.to_bytes(4, "big") + b"\0"
+    packing[47], packing[48] = order, 0  # octets of the first values
+    sections |= {5: bytes(packing), 7: b"\0\0\0\5\7"}
+    body = b"".join(sections[k] for k in sorted(sections)) + b"7777"
+    return m[:8] + (16 + len(body)).to_bytes(8, "big") + body
+
+
 def lambert(grid=KMA, along=1):
     "Keys of a Lambert map, from south to north; its longitudes and latitudes."
     lon, lat = grid.lonlat()
