@@ -490,3 +490,18 @@ def test_paths_with_blanks_and_umlauts(tmp_path, kind):
 def test_damaged_copies_never_crash(tmp_path):
     file = real("wrf-stage2-2005/wrf13_stage2_g212_20050807.nc")
     fuzz(file, tmp_path / "bad", "sslpdl_nb.io.netcdf:netcdf_fields", 30, "(Source(fields={}),)")
+
+
+def test_an_ensemble_on_levels_and_a_file_without_steps_are_refused(tmp_path):
+    dims = ("number", "plev", "lat", "lon")
+    levels = ("plev", [85000.0, 50000.0], {"units": "Pa"})
+    ds = whole("t", dims, 280, "K", number=[0, 1], plev=levels, **degrees())
+    ds.assign_coords(time=DAY).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(DataError, match="a.nc: variables: .*ensemble.*'number', 'plev'"):
+        netcdf_fields(tmp_path / "a.nc", ANALYSIS)
+    none = np.array([], "datetime64[ns]")
+    whole("t", ("time", "lat", "lon"), 280, "K", time=none, **degrees()).to_netcdf(
+        tmp_path / "b.nc"
+    )
+    with pytest.raises(DataError, match="b.nc: .*at least one, found none in time"):
+        netcdf_fields(tmp_path / "b.nc", ANALYSIS)

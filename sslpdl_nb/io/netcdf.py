@@ -464,6 +464,10 @@ def _list_fields(file, source) -> list:
     for name in static:
         own = steps or time_steps(ds, name, source, file.path)
         out += _fields_of(file, ds, name, axes[name], own, source)
+    if not out:
+        dims = {name: ds[name].dims for name in list(axes)[:3]}
+        expected = "one dimension besides rows, columns and times (select a member of an ensemble)"
+        raise DataError(mismatch("variables", expected, dims))
     return out
 
 

@@ -412,6 +412,8 @@ def _no_times(ds, times, what) -> DataError:
     if times.dates or times.references:
         expected = "start and lead time of a forecast"
         date = (times.dates + times.references)[0]
+        if ds[date].size == 0:
+            return DataError(mismatch(what, "at least one", f"none in {date}"))
         found = f"only {date}: if that is when an analysis or observation is valid, say so by "
         return DataError(mismatch(what, expected, found + "Source(..., analysis=True), --analysis"))
     found = f"coordinates {sorted(map(str, ds.coords))}"
