@@ -24,7 +24,7 @@ from sslpdl_nb.simulate import archive
 from sslpdl_nb.store import RainDataset, Standardizer, load_splits, open_store
 from sslpdl_nb.verify import SCORES
 
-COMMANDS = ("simulate", "prepare", "pretrain", "finetune", "evaluate", "predict")
+COMMANDS = ("inspect", "simulate", "prepare", "pretrain", "finetune", "evaluate", "predict")
 SHAPE = (32, 32)
 SHORT = ["--set", "image_size=32,32", "pretrain_steps=2", "finetune_steps=2"]
 
@@ -153,6 +153,33 @@ def test_no_more_threads_than_usable_cores(monkeypatch, tmp_path):
     finally:
         torch.set_num_threads(before)
     assert seen == [3, 2, 8]
+
+
+# ------------------------------------------------------------------ inspect
+
+
+def test_inspect_says_what_files_are_and_what_comes_next(tmp_path, capsys):
+    write(forecast(), tmp_path / "nwp.nc")
+    (tmp_path / "broken.nc").write_bytes(b"no NetCDF")
+    assert main(["inspect", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "forecast" in text and "16 of 16 variables" in text and "next: sslpdl prepare" in text
+    assert "broken.nc: unreadable" in text
+    assert main(["inspect", str(tmp_path / "broken.nc")]) == 2
+    assert main(["inspect", str(tmp_path / "none.nc")]) == 2
+    assert "nothing there" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path), "--most", "1"]) == 2  # the broken one is the first
+    assert "the first 1 of 2 files" in capsys.readouterr().out
+
+
+def test_an_error_about_variables_has_a_line_and_a_table(capsys, monkeypatch):
+    def lacking(*_, **more):
+        raise DataError("a.grib: variables: expected all,\nfound no t2m\n\ntable  of\n  lines")
+
+    monkeypatch.setattr(prediction, "predict", lacking)
+    assert main(["predict", "a.grib", "--checkpoint", "c", "--out", "o.nc"]) == 2
+    told = capsys.readouterr().err
+    assert told == "sslpdl: a.grib: variables: expected all, found no t2m\ntable  of\n  lines\n"
 
 
 # ------------------------------------------------------------------ data

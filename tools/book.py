@@ -98,7 +98,7 @@ BOOK = (
             Lesson("45_io_qpe", "io.qpe", "observed rain, added up to hours"),
             Lesson("46_io_prepare", "io.prepare", "from a year of files to one store"),
             Lesson("47_io_inspect", "io.inspect", "what a file is, and the next command"),
-            Lesson("48_cli", "cli", "six commands, and a real forecast"),
+            Lesson("48_cli", "cli", "seven commands, and a real forecast"),
         ),
     ),
     Part(
