@@ -6,21 +6,24 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 from real import real
-from synthetic import LEVELS, grib2, lambert, truth
+from synthetic import LEVELS, grib2, icon_eu, lambert, reduced_gaussian, truth, upwards
 
 from sslpdl_nb.core import RAIN, VARIABLE_NAMES, VARIABLES, DataError, GridError, get_config
 from sslpdl_nb.grids.regrid import Regridder
-from sslpdl_nb.grids.types import LambertGrid, cf_coordinates, crs_attributes
+from sslpdl_nb.grids.types import LambertGrid, UnstructuredGrid, cf_coordinates, crs_attributes
+from sslpdl_nb.io import grib
 from sslpdl_nb.io import prepare as module
 from sslpdl_nb.io.fields import Source
 from sslpdl_nb.io.lexicon import SOURCES
-from sslpdl_nb.io.nwp import check_nwp
+from sslpdl_nb.io.nwp import check_nwp, scan
 from sslpdl_nb.io.prepare import forecast_on_grid, manifest, prepare, summary
 from sslpdl_nb.store import Standardizer, load_splits, moments, open_store, statistics
 from sslpdl_nb.verify import count_events
@@ -83,6 +86,70 @@ def go(archive, out="store.zarr", **options):
     "Prepare the archive."
     options = dict(source="sslpdl", say=silent, progress=False) | options
     return prepare(archive / "nwp", archive / "qpe", archive / out, **options)
+
+
+# ------------------------------------------------------------------ files of many kinds
+
+
+def icon_archive(tmp_path, hours=(2,)):
+    "A forecast of ICON-EU, a file for each variable, and rain of some of its hours."
+    (tmp_path / "nwp").mkdir()
+    icon_eu(tmp_path / "nwp", grib._eccodes("test"))
+    grid = LambertGrid(4, 3, 10e3, 0.0, 0.0, lon0=5.6, lat0=45.4, parallels=(45.0, 46.0))
+    valid = np.datetime64("2024-07-01", "ns") + np.array(hours, "timedelta64[h]")
+    rain = (("time", "y", "x"), np.ones((len(hours), *grid.shape), np.float32), {"units": "mm h-1"})
+    ds = xr.Dataset({"rain": rain, "crs": ((), 0, crs_attributes(grid))}, dict(time=valid))
+    ds.assign_coords(cf_coordinates(grid)).to_netcdf(tmp_path / "qpe.nc")
+    return tmp_path / "nwp", tmp_path / "qpe.nc"
+
+
+def test_one_file_for_each_variable_and_the_ground_without_a_time(tmp_path):
+    nwp, qpe = icon_archive(tmp_path)
+    cells = dict(clat=("cell", [0.8, 0.81]), clon=("cell", [0.1, 0.11]))
+    xr.Dataset(cells, attrs=dict(uuidOfHGrid="a27b8de6")).to_netcdf(nwp / "icon_grid.nc")
+    for file in nwp.glob("*pmsl*"):  # derived from the ground instead
+        file.unlink()
+    for hour in (1, 2):
+        keys, lon, lat = upwards(0.0625, 45.0, 46.0, 5.0, 6.5)
+        pressure = grib2(grib._eccodes("test"), "edzw", keys, "pres", 95000 + 0 * lat, hour=hour)
+        (nwp / f"icon-eu_{hour}_ps.grib2").write_bytes(pressure)
+    store = prepare(nwp, qpe, tmp_path / "s.zarr", source="icon-eu", say=silent, progress=False)
+    assert manifest(store)["refused"] == {}
+    samples = open_store(store)
+    assert samples.sizes["sample"] == 1 and np.isfinite(samples["forecast"]).all()
+    slp = samples["forecast"][0, list(VARIABLE_NAMES).index("slp")].values
+    assert abs(slp - 95000 * (1 + 50 * 9.81 / 287 / 290)).max() < 50  # the ground is at 50 m
+
+
+def test_no_sample_for_lack_of_variables_is_told_with_a_table(tmp_path):
+    nwp, qpe = icon_archive(tmp_path)
+    for file in nwp.glob("*_500_*"):
+        file.unlink()
+    with pytest.raises(DataError) as error:
+        prepare(nwp, qpe, tmp_path / "s.zarr", source="icon-eu", say=silent, progress=False)
+    problem, _, table = str(error.value).partition("\n\n")
+    assert "lack variables" in problem and table.splitlines()[0].startswith("variable")
+    assert "rh500     0/2     -> no r at 500 hPa; r is at 850, 100" in table and "ICON" in table
+
+
+def test_points_without_rows_are_prepared(tmp_path, monkeypatch):
+    "Samples of a forecast on a reduced Gaussian grid: constants stay what they are."
+    points = UnstructuredGrid(*reduced_gaussian(24))
+
+    def scattered(file, source):
+        return [
+            replace(f, grid=points, read=partial(np.full, points.shape, float(f.read().mean())))
+            for f in scan(file, source)
+        ]
+
+    nwp, qpe = icon_archive(tmp_path)
+    monkeypatch.setattr(module, "scan", scattered)
+    for regridding in ("bilinear", "conservative", "nearest"):
+        options = dict(source="icon-eu", say=silent, progress=False, regridding=regridding)
+        samples = open_store(prepare(nwp, qpe, tmp_path / f"{regridding}.zarr", **options))
+        fields = samples["forecast"].values[0]
+        assert np.allclose(fields, fields[:, :1, :1], rtol=1e-6) and np.isfinite(fields).all()
+        assert 5000 < fields[list(VARIABLE_NAMES).index("gh500"), 0, 0] < 6000
 
 
 # ------------------------------------------------------------------ what is in the store
@@ -435,7 +502,9 @@ def test_without_room_or_permission_the_command_names_the_store(archive):
     assert "store.zarr: expected room and permission, found OSError" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (store / "manifest.json").exists()
-    assert open_store(go(archive)).equals(open_store(go(archive, "other.zarr")))
+    done = in_the_terminal(archive, store, "free")  # the same command, with more room
+    assert done.returncode == 0, done.stderr
+    assert open_store(store).equals(open_store(go(archive, "other.zarr")))
 
 
 def test_paths_with_spaces_and_umlauts_and_links(archive):

@@ -56,6 +56,7 @@ __all__ = [
     "Finding",
     "account",
     "account_table",
+    "findings_and_places",
     "read_nwp",
     "read_dataset",
     "is_our_form",
@@ -286,6 +287,17 @@ def account_table(
     return "\n".join(lines)
 
 
+def findings_and_places(
+    findings: list,  # from account
+    source: Source,
+) -> str:
+    "The table, and in which other files of the model the missing variables are."
+    lines = [account_table(findings)]
+    if any(not f.found for f in findings):
+        lines += textwrap.wrap(source.elsewhere, 100)
+    return "\n".join(lines)
+
+
 # %% ../../nbs/43_io_nwp.ipynb #32992902
 def _hours_in_words(lead_times) -> str:
     "Lead times in words."
@@ -425,6 +437,7 @@ def _as_dataset(rows, values, note, title) -> xr.Dataset:
 def _nothing_found(fields, source, variables, names) -> DataError:
     "Why no step can be made of the fields on hand: what is missing, then a table."
     findings = account(fields, source, variables)
+    told = findings_and_places(findings, source)
     never = [f.variable for f in findings if not f.found]
     without_hours = _amounts_without_hours(fields, source)
     if "rain" in never and without_hours:
@@ -437,9 +450,7 @@ def _nothing_found(fields, source, variables, names) -> DataError:
     found = f"no {', '.join(never)}" if never else "all of them, but never together"
     if not fields:
         found += " (no field that the table knows)"
-    told = [mismatch(f"{names}: variables", expected, found), "", account_table(findings)]
-    told += textwrap.wrap(source.elsewhere, 100) if never else []
-    return DataError("\n".join(told))
+    return DataError(f"{mismatch(f'{names}: variables', expected, found)}\n\n{told}")
 
 
 def _amounts_without_hours(fields, source) -> list:

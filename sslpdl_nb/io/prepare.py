@@ -32,10 +32,11 @@ from sslpdl_nb.core import (
 from sslpdl_nb.grids.regrid import Regridder
 from sslpdl_nb.grids.types import QPE_GRID, LambertGrid, grid_from_cf
 from sslpdl_nb.io.fields import list_files, open_file
+from sslpdl_nb.io.grib import is_icon_grid
 from sslpdl_nb.io.lexicon import the_source
 from sslpdl_nb.io.netcdf import open_lazy
-from sslpdl_nb.io.nwp import scan
-from sslpdl_nb.io.plan import evaluate, plan
+from sslpdl_nb.io.nwp import account, findings_and_places, scan
+from sslpdl_nb.io.plan import evaluate, is_ground, plan
 from sslpdl_nb.io.qpe import accumulation_windows, rain_fields, window_mean
 from sslpdl_nb.store import create_store, moments, quiet
 
@@ -117,24 +118,32 @@ def _read_each(files, read, refused):
 
 @lru_cache(maxsize=4)
 def _fields_by_time(file, source) -> dict:
-    "The fields of a file by reference time."
-    out = defaultdict(list)
-    for f in scan(file, source):
-        if not np.isnat(f.reference_time):
+    "The fields of a file by reference time; None: the height of the ground, for all times."
+    fields, out = scan(file, source), defaultdict(list)
+    only_ground = all(is_ground(f, source) for f in fields)
+    for f in fields:
+        if only_ground or np.isnat(f.reference_time):
+            out[None].append(f)
+        else:
             out[f.reference_time].append(f)
-    if not out:
+    if not fields and not is_icon_grid(file.path):
         raise DataError(mismatch(f"{file.path}: reference times", "dates", "none"))
     return dict(out)
 
 
 # %% ../../nbs/46_io_prepare.ipynb #a6c83f52
-def _steps(time, files, source, refused) -> tuple:
-    "Steps of a run that can be made, and those that cannot."
+def _fields_of_run(time, files, source, refused) -> list:
+    "The fields of a reference time, and those of the height of the ground."
     fields = []
     read = partial(_fields_by_time, source=source)
     for _, by_time in _read_each(files, read, refused):
-        fields += by_time.get(time, [])
-    return plan(fields, source)
+        fields += by_time.get(time, []) + by_time.get(None, [])
+    return fields
+
+
+def _steps(time, files, source, refused) -> tuple:
+    "Steps of a run that can be made, and those that cannot."
+    return plan(_fields_of_run(time, files, source, refused), source)
 
 
 @lru_cache(maxsize=100_000)
@@ -152,9 +161,12 @@ def _runs(files, source, refused) -> dict:
     for file, by_time in _read_each(files, read, refused):
         for time in by_time:
             runs[time].append(file)
-        _outline_all(before - set(by_time), runs, source)
-        before = set(by_time)
+        _outline_all(before - set(by_time) - {None}, runs, source)
+        before = set(by_time) - {None}
     _outline_all(before, runs, source)
+    ground = runs.pop(None, [])  # files that belong to all times
+    for some in runs.values():
+        some += [file for file in ground if file not in some]
     return dict(sorted(runs.items()))
 
 
@@ -467,15 +479,20 @@ def summary(
 
 
 # %% ../../nbs/46_io_prepare.ipynb #cff0a701
-def _nothing_found(pairs, runs, refused) -> DataError:
-    "Why there is not a single sample."
+def _nothing_found(pairs, runs, source, refused) -> DataError:
+    "Why there is not a single sample; a table if the first run lacks variables."
     reasons = [f"{len(runs)} runs", f"{pairs.without_observation} lead times without observation"]
     first = f": {pairs.lacking[0]['reason']}" if pairs.lacking else ""
     reasons.append(f"{len(pairs.lacking)} that lack variables{first}")
     first = f": {next(iter(refused.values()))}" if refused else ""
     reasons.append(f"{len(refused)} files or runs refused{first}")
     expected = "forecasts and rain of the same hour"
-    return DataError(mismatch("samples", expected, "none: " + ", ".join(reasons)))
+    told = mismatch("samples", expected, "none: " + ", ".join(reasons))
+    if pairs.lacking:
+        time, files = next(iter(runs.items()))
+        findings = account(_fields_of_run(time, files, source, {}), source)
+        told += f"\n\n{findings_and_places(findings, source)}"
+    return DataError(told)
 
 
 def _list_rain(paths, rain_source, refused) -> list:
@@ -536,7 +553,7 @@ def prepare(
         runs = _runs(_open_all(paths["forecast"], refused), source, refused)
         pairs = pair(runs, source, windows, accumulation, refused)
         if not pairs.samples:
-            raise _nothing_found(pairs, runs, refused)
+            raise _nothing_found(pairs, runs, source, refused)
         _begin_store(out, grid, pairs.samples, paths=paths, question=question, fresh=fresh)
         options |= dict(out=str(out), source=source, grid=grid)
         _compute(_jobs(pairs, runs, windows, options), scheduler, workers, say, progress)
