@@ -226,3 +226,25 @@ def test_what_is_no_time_is_left_alone():
         assert decode_times(ds)["period"].dtype == float
     with pytest.raises(DataError, match="a.nc: times"):
         time_steps(ds, None, ANY, "a.nc")
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        (1, [(DAY, 0), (DAY, 6)]),
+        (3, [(DAY, 0), (DAY, 6)]),
+        (2, [(DAY, 0), (DAY + 6 * HOUR, 0)]),
+        (0, "only time"),
+    ],
+)
+def test_wgrib2_tells_the_start_in_attributes(tmp_path, kind, expected):
+    seconds = float(DAY.astype("datetime64[s]").astype(int))
+    about = dict(reference_time=seconds, reference_time_type=np.int32(kind))
+    units = "seconds since 1970-01-01 00:00:00.0 0:00"
+    path = saved(tmp_path / "a.nc", [seconds, seconds + 21600], units, **about)
+    if kind:
+        found = [(f.reference_time, f.end_step) for f in netcdf_fields(path, ANY)]
+        assert found == expected
+        return
+    with pytest.raises(DataError, match=expected):
+        netcdf_fields(path, ANY)

@@ -282,7 +282,19 @@ def _forecasts(ds, times) -> list:
         valid = min(times.dates, key=lambda n: ds[n].ndim == 0)
         pairs = _combined(ds, times.references[0], valid)
         return [Step(start, _hours(date - start), index) for start, date, index in pairs]
-    return []
+    return _steps_of_wgrib2(ds, times.dates[0]) if times.dates else []
+
+
+def _steps_of_wgrib2(ds, name) -> list:
+    "Steps from the attributes that the program wgrib2 gives to valid times; or none."
+    attrs = ds[name].attrs
+    kind, seconds = attrs.get("reference_time_type"), attrs.get("reference_time")
+    if kind == 2:  # analyses
+        return [Step(date, 0.0, index) for date, index in _entries(ds, name)]
+    if kind not in (1, 3) or seconds is None:  # several starts, or unknown
+        return []
+    start = np.datetime64(round(float(seconds)), "s").astype("datetime64[ns]")
+    return [Step(start, _hours(date - start), index) for date, index in _entries(ds, name)]
 
 
 # %% ../../nbs/37_io_times.ipynb #e6326d60
