@@ -62,3 +62,36 @@ def write(ds, path):
     "A forecast as a NetCDF file."
     ds.to_netcdf(path, encoding=dict(lead_time=dict(units="hours", dtype="float64")))
     return path
+
+
+WAYS = {"slp": ("prmsl", ("sea", 0)), "t2m": ("t", ("ground", 2)), "rain": ("tp", ("surface", 0))}
+WAYS |= {f"{n}10": (n, ("ground", 10)) for n in "uv"}
+
+
+def write_reduced(path):
+    """A forecast as GRIB on a reduced Gaussian grid: each variable has one value everywhere.
+
+    Returns these values in our units.
+    """
+    from synthetic import PARAMETERS, SURFACES, message
+
+    from sslpdl_nb.io.grib import _eccodes
+
+    ec, content, values = _eccodes("test"), b"", {}
+    for k, v in enumerate(VARIABLES):
+        values[v.name] = float(typical(v.name) + 1 + 0.25 * k)
+        short = v.name.rstrip("0123456789")
+        if v.name in WAYS:
+            name, (surface, level) = WAYS[v.name]
+        else:
+            name, surface, level = short.replace("rh", "r"), "p", 100 * int(v.name[len(short) :])
+        keys = dict(dataDate=20000601, dataTime=0, discipline=0)
+        keys |= dict(productDefinitionTemplateNumber=8 if v.name == "rain" else 0)
+        keys |= dict(zip(("parameterCategory", "parameterNumber"), PARAMETERS[name]))
+        keys |= dict(typeOfFirstFixedSurface=SURFACES[surface])
+        keys |= dict(scaleFactorOfFirstFixedSurface=0, scaledValueOfFirstFixedSurface=level)
+        keys |= dict(typeOfStatisticalProcessing=1) if v.name == "rain" else {}
+        keys |= dict(stepRange="24-25" if v.name == "rain" else "25")
+        content += message(ec, "reduced_gg_pl_32_grib2", keys, np.full(6114, values[v.name]))
+    path.write_bytes(content)
+    return values

@@ -11,7 +11,15 @@ import torch
 import xarray as xr
 from real import real
 from safetensors.torch import save_file
-from small_archive import TARGET, forecast, observation, typical, valid_times, write
+from small_archive import (
+    TARGET,
+    forecast,
+    observation,
+    typical,
+    valid_times,
+    write,
+    write_reduced,
+)
 
 from sslpdl_nb import predict as module
 from sslpdl_nb.cli import central_us
@@ -61,6 +69,28 @@ def checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "load_model", lambda path: (SimpleNamespace(), meta))
     monkeypatch.setattr(module, "predict_probabilities", probabilities)
     return SimpleNamespace(path=tmp_path / "model.safetensors", meta=meta)
+
+
+def test_a_forecast_on_a_reduced_gaussian_grid(checkpoint, tmp_path):
+    "From GRIB without rows of equal length to a prediction: constants are kept exactly."
+    for package in ("pyproj", "eccodes"):  # in this order
+        pytest.importorskip(package)
+    values = write_reduced(tmp_path / "reduced.grib2")
+    nwp = open_nwp(tmp_path / "reduced.grib2")
+    assert nwp["t850"].dims == ("time", "lead_time", "point") and nwp.sizes["point"] == 6114
+    for name, value in values.items():
+        assert np.allclose(nwp[name], value, rtol=1e-6), name
+    ds = predict(tmp_path / "reduced.grib2", checkpoint.path, TARGET)
+    assert np.allclose(ds["forecast_rain"], values["rain"], rtol=1e-6)
+    score = np.dot(
+        checkpoint.meta["standardizer"].transform(
+            np.array([values[n] for n in VARIABLE_NAMES], np.float32)[None, :, None, None]
+        )[0, :, 0, 0],
+        np.linspace(0.1, 1, 16),
+    )
+    p = np.exp(np.clip([0, score, 2 * score - 2], -20, 20))
+    expected = (p / p.sum())[:, None, None]
+    assert np.allclose(ds["probability"][0, 0], expected, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
