@@ -100,40 +100,44 @@ def write_days(folder: Path, days: int, grid):
         rain(rng, grid, start + LEAD).to_netcdf(folder / "qpe" / f"{day:02}.nc", encoding=CLOCK)
 
 
-def write_hours(folder: Path, n: int):
-    "n GRIB files of forecasts and n of rain, of one hour each."
+def grib_hour() -> tuple:
+    "One hour as GRIB: forecast, and rain from hour 2 to 3; +3 h of 2001-06-01 00 UTC."
     import eccodes
 
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from synthetic import LEVELS, grib2, lambert, truth
 
-    def messages(grid, names, start="2001060100"):
-        keys, lon, lat = lambert(grid)
-        known = truth(lon, lat)
-        for ours, name, where, more in names:
-            values, options = known[ours], dict(start=start) | more
-            yield grib2(eccodes, "kwbc", keys, name, values, where, hour=3, **options)
-
-    names = [("slp", "prmsl", ("sea", 0), {}), ("t2m", "t", ("ground", 2), {})]
-    names += [(f"{wind}10", wind, ("ground", 10), {}) for wind in "uv"]
+    names = [("slp", "prmsl", ("sea", 0)), ("t2m", "t", ("ground", 2))]
+    names += [(f"{wind}10", wind, ("ground", 10)) for wind in "uv"]
     for p in LEVELS:
         for ours, name in (("gh", "gh"), ("t", "t"), ("rh", "r"), ("u", "u"), ("v", "v")):
-            names.append((f"{ours}{p}", name, ("p", p * 100), {}))
-    instant = list(messages(NWP, names))
-    ends = np.cumsum([len(m) for m in instant])
-    dates = [end - len(m) + 28 for m, end in zip(instant, ends)]  # in section 1
-    content = bytearray(b"".join(instant))
-    amount = [("rain", "tp", ("surface", 0), dict(since=2))]
-    for kind in ("nwp", "qpe"):
+            names.append((f"{ours}{p}", name, ("p", p * 100)))
+    options = dict(hour=3, start="2001060100")
+    keys, lon, lat = lambert(NWP)
+    known = truth(lon, lat)
+    fields = [grib2(eccodes, "kwbc", keys, n, known[o], w, **options) for o, n, w in names]
+    total = grib2(eccodes, "kwbc", keys, "tp", known["rain"], since=2, **options)
+    keys, lon, lat = lambert(QPE)
+    rain = grib2(eccodes, "kwbc", keys, "tp", truth(lon, lat)["rain"], since=2, **options)
+    return b"".join([*fields, total]), rain
+
+
+def octets(time_: datetime) -> bytes:
+    "A time as in GRIB 2."
+    return struct.pack(">HBBBBB", *time_.timetuple()[:6])
+
+
+def write_hours(folder: Path, n: int):
+    "n GRIB files of forecasts and n of rain, of one hour each: copies with other dates."
+    start, lead = datetime(2001, 6, 1), timedelta(hours=3)
+    for kind, content in zip(("nwp", "qpe"), grib_hour()):
         (folder / kind).mkdir(parents=True)
-    for k in range(n):
-        now = datetime(2001, 6, 1) + timedelta(hours=k)
-        for at in dates:
-            struct.pack_into(">HBBB", content, at, now.year, now.month, now.day, now.hour)
-        name, start = f"{k:05}.grib2", f"{now:%Y%m%d%H}"
-        total = b"".join(messages(NWP, amount, start))
-        (folder / "nwp" / name).write_bytes(content + total)
-        (folder / "qpe" / name).write_bytes(b"".join(messages(QPE, amount, start)))
+        for k in range(n):
+            now = start + timedelta(hours=k)
+            ends = content.split(octets(start + lead))  # of accumulation periods
+            copies = [part.replace(octets(start), octets(now)) for part in ends]
+            copy = octets(now + lead).join(copies)
+            (folder / kind / f"{k:05}.grib2").write_bytes(copy)
 
 
 # ------------------------------------------------------------------ the work, and what it leaves
@@ -403,7 +407,14 @@ def main():
     commands = p.add_subparsers(dest="command", required=True)
     one = commands.add_parser("kill", help="kill the work at random moments")
     one.add_argument("--times", type=int, default=200)
-    one.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS, metavar="WORK")
+    one.add_argument(
+        "--works",
+        nargs="+",
+        default=list(WORKS),
+        choices=WORKS,
+        metavar="WORK",
+        help="finetune needs pretrain",
+    )
     one.add_argument("--minutes", type=float, default=60, help="start no more work after them")
     one.add_argument("--seed", type=int, default=0)
     two = commands.add_parser("load", help="prepare very many files")

@@ -129,7 +129,7 @@ def test_no_sample_for_lack_of_variables_is_told_with_a_table(tmp_path):
         prepare(nwp, qpe, tmp_path / "s.zarr", source="icon-eu", say=silent, progress=False)
     problem, _, table = str(error.value).partition("\n\n")
     assert "lack variables" in problem and table.splitlines()[0].startswith("variable")
-    assert "rh500     0/2     -> no r at 500 hPa; r is at 850, 100" in table and "ICON" in table
+    assert "rh500     0/2    -> no r at 500 hPa; r is at 850, 100" in table and "ICON" in table
 
 
 def test_points_without_rows_are_prepared(tmp_path, monkeypatch):
