@@ -277,9 +277,11 @@ def account_table(
     width: int = 100,  # characters
 ) -> str:
     "Findings as a table, one line for each variable."
-    lines = ["variable  times   made of (-> what is missing)"]
+    size = max((len(f"{f.times}/{f.times}") for f in findings), default=0)
+    size = max(size, len("times"))
+    lines = [f"variable  {'times':{size}}  made of (-> what is missing)"]
     for f in findings:
-        begin = f"{f.variable:8}  {f'{f.found}/{f.times}':6}  "
+        begin = f"{f.variable:8}  {f'{f.found}/{f.times}':{size}}  "
         mark = "" if f.found else "-> "
         indent = " " * len(begin)
         wrapped = textwrap.wrap(begin + mark + f.how, width, subsequent_indent=indent)
