@@ -9,7 +9,9 @@ the means and covariances of the twelve validation and test atmospheres of the b
 atmospheres differ as much as there, both forecasts find the same ones difficult, and heavy rain has
 a heavy tail: some atmospheres have none, some have nearly all. The pixels of an atmosphere vary
 together; only their totals enter, as in the intervals themselves. The truth is the difference in a
-population of two million atmospheres.
+population of two million atmospheres. This is the population `fitted`. In the population
+`resampled` nothing is assumed: test sets are drawn with replacement from the twelve atmospheres,
+and the truth is the difference of all twelve.
 
 Without `--run` (a folder with the checkpoints of 18_pretrain and 21_finetune) the counts stored in
 benchmarks/results/coverage.json are used again. Coverage is that of the intervals that exist; one
@@ -19,7 +21,9 @@ that is wider than all possible differences, -1 to 1, counts as missing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +42,7 @@ OURS, SCRATCH = "ours, pre-trained", "ours, from scratch"
 TUNED, RAW = "raw, tuned threshold", "raw forecast"
 PAIRS = ((OURS, RAW), (OURS, TUNED), (OURS, SCRATCH))
 FILES = {OURS: "finetuned", SCRATCH: "scratch"}
+POPULATIONS = ("fitted", "resampled")
 ATMOSPHERES = (4, 6, 8, 16, 32)
 LEVEL = 0.95
 PIXELS = 12 * 64 * 32  # of an atmosphere
@@ -101,7 +106,7 @@ def fit(a, b) -> tuple:
     return x.mean(0), np.cov(x.T)
 
 
-def draw(rng, model, shape) -> np.ndarray:
+def fitted(model, rng, shape) -> np.ndarray:
     "Counts, shape + (5,): hits and misses + false alarms of each forecast, observed events."
     x = rng.multivariate_normal(*model, size=shape, method="eigh")
     areas = np.round(np.exp(np.minimum(x[..., [0, 3, 4]], np.log(PIXELS / 2))) - 0.5)
@@ -119,10 +124,26 @@ def difference(c) -> np.ndarray:
         return c[..., 0] / (c[..., 0] + c[..., 1]) - c[..., 2] / (c[..., 2] + c[..., 3])
 
 
-def population(rng, model) -> float:
-    "The difference in a very large population."
-    parts = [draw(rng, model, POPULATION // 10).sum(0) for _ in range(10)]
-    return float(difference(np.sum(parts, 0)))
+def counted(a, b) -> np.ndarray:
+    "The same columns from the counts of two forecasts, (atmospheres, 3) each."
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    wrong = [c[:, 1] + c[:, 2] for c in (a, b)]
+    return np.stack([a[:, 0], wrong[0], b[:, 0], wrong[1], a[:, 0] + a[:, 1]], 1)
+
+
+def resampled(atmospheres, rng, shape) -> np.ndarray:
+    "Atmospheres drawn with replacement."
+    return atmospheres[rng.integers(0, len(atmospheres), shape)]
+
+
+def population(kind: str, a, b, rng) -> tuple:
+    "How to draw test sets of a population, and the difference in all of it."
+    if kind == "resampled":
+        atmospheres = counted(a, b)
+        return partial(resampled, atmospheres), float(difference(atmospheres.sum(0)))
+    draw = partial(fitted, fit(a, b))
+    parts = [draw(rng, POPULATION // 10).sum(0) for _ in range(10)]
+    return draw, float(difference(np.sum(parts, 0)))
 
 
 # ------------------------------------------------------------------ intervals
@@ -211,11 +232,11 @@ def all_intervals(rng, c, resamples: int) -> dict:
 # ------------------------------------------------------------------ the measurement
 
 
-def measure(rng, model, truth, k, repetitions, resamples) -> dict:
+def measure(rng, draw, truth, shape, resamples) -> dict:
     "Coverage, median width and missing share of each kind of interval."
-    parts = []
+    (repetitions, k), parts = shape, []
     for _ in range(repetitions // CHUNK):
-        parts.append(all_intervals(rng, draw(rng, model, (CHUNK, k)), resamples))
+        parts.append(all_intervals(rng, draw(rng, (CHUNK, k)), resamples))
     result = {}
     for name in parts[0]:
         low, high = (np.concatenate([part[name][i] for part in parts]) for i in (0, 1))
@@ -249,20 +270,17 @@ def main():
         counts=counts,
         cells=[],
     )
-    rng = np.random.default_rng(0)
-    for edge, rows in counts.items():
-        for a, b in PAIRS:
-            model = fit(rows[a], rows[b])
-            truth = population(rng, model)
-            for k in ATMOSPHERES:
-                what = model, truth, k, args.repetitions, args.resamples
-                methods = measure(rng, *what)
-                key = dict(edge=float(edge), pair=f"{a} - {b}", atmospheres=k, truth=truth)
-                record["cells"].append(key | dict(methods=methods))
-                print(f"{edge:>4} mm/h, {key['pair']}, k = {k}, true difference {truth:+.3f}")
-                for name, m in methods.items():
-                    numbers = f"{m['coverage']:.3f}, width {m['width']:.3f}"
-                    print(f"     {name:30} {numbers}, missing {m['missing']:.3f}", flush=True)
+    for kind, (edge, rows), pair in itertools.product(POPULATIONS, counts.items(), PAIRS):
+        rng = np.random.default_rng(0)
+        draw, truth = population(kind, *(rows[name] for name in pair), rng)
+        for k in ATMOSPHERES:
+            methods = measure(rng, draw, truth, (args.repetitions, k), args.resamples)
+            key = dict(population=kind, edge=float(edge), pair=" - ".join(pair), atmospheres=k)
+            record["cells"].append(key | dict(truth=truth, methods=methods))
+            print(*key.values(), f"true difference {truth:+.3f}", sep=", ")
+            for name, m in methods.items():
+                numbers = f"{m['coverage']:.3f}, width {m['width']:.3f}"
+                print(f"     {name:30} {numbers}, missing {m['missing']:.3f}", flush=True)
     write_json(RESULT, record)
 
 

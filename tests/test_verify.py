@@ -406,7 +406,8 @@ def drawn_sets(coverage, measured, edge, sets, k):
     "Simulated test sets (sets, k, 5) of the first pair of forecasts."
     rows = measured["counts"][edge]
     a, b = coverage.PAIRS[0]
-    return coverage.draw(np.random.default_rng(1), coverage.fit(rows[a], rows[b]), (sets, k))
+    model = coverage.fit(rows[a], rows[b])
+    return coverage.fitted(model, np.random.default_rng(1), (sets, k))
 
 
 def test_the_benchmark_measures_the_interval_of_the_module(coverage, measured):
@@ -437,9 +438,11 @@ def test_bca_and_percentile_of_the_benchmark_are_those_of_scipy(coverage, measur
             assert np.abs(found - expected.confidence_interval).max() < 0.05 * width
 
 
-def test_the_interval_in_use_is_the_one_nearest_to_nominal(measured):
+@pytest.mark.parametrize("population", ["fitted", "resampled"])
+def test_the_interval_in_use_is_the_one_nearest_to_nominal(measured, population):
     "Common events, six and eight atmospheres, averaged over pairs."
-    cells = [c for c in measured["cells"] if c["edge"] == 0.1 and c["atmospheres"] in (6, 8)]
+    cells = [c for c in measured["cells"] if c["population"] == population]
+    cells = [c for c in cells if c["edge"] == 0.1 and c["atmospheres"] in (6, 8)]
     names = list(cells[0]["methods"])
     off = {n: abs(np.mean([c["methods"][n]["coverage"] for c in cells]) - 0.95) for n in names}
     assert min(off, key=off.get) == "jackknife t, effective k - 1"
