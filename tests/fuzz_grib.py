@@ -148,6 +148,8 @@ def made_up(ec) -> dict:
     north = degrees(jScansPositively=1)
     north["latitudeOfFirstGridPointInDegrees"], north["latitudeOfLastGridPointInDegrees"] = 32, 40
     ensemble = dict(productDefinitionTemplateNumber=1)
+    south = POLAR | dict(LaDInDegrees=-60, projectionCentreFlag=128, shapeOfTheEarth=5)
+    south["latitudeOfFirstGridPointInDegrees"] = -50
     columns = dict(jPointsAreConsecutive=1, iScansNegatively=1)
     from_east = degrees(iScansNegatively=1)
     from_east["longitudeOfFirstGridPointInDegrees"] = 130
@@ -168,6 +170,7 @@ def made_up(ec) -> dict:
         "rotated2": ("GRIB2", ROTATED | near2),
         "cone2": ("GRIB2", CONE | dict(LaDInDegrees=60) | hpa2),
         "cone2down": ("GRIB2", CONE | dict(LaDInDegrees=60, jScansPositively=0) | near2),
+        "polar2south": ("GRIB2", south | near2),
         "polar2columns": ("GRIB2", POLAR | dict(LaDInDegrees=60) | columns | near2),
         "from_east2": ("GRIB2", from_east | hpa2),
         "alternating2": ("GRIB2", degrees(alternativeRowScanning=1) | near2),
@@ -469,9 +472,13 @@ def places_in_file(ec, m, get, ours):
         usual = usual_order(ec, m, kind, scan, ours)
         h = ec.codes_new_from_message(usual)
         try:
-            lon, lat = (
-                ec.codes_get_array(h, k).reshape(rows, columns) for k in ("longitudes", "latitudes")
-            )
+            if kind == "polar_stereographic" and get("earthIsOblate"):
+                lon, lat = polar_places(lambda key: ec.codes_get(h, key), rows, columns)
+            else:
+                lon, lat = (
+                    ec.codes_get_array(h, k).reshape(rows, columns)
+                    for k in ("longitudes", "latitudes")
+                )
         finally:
             ec.codes_release(h)
     if kind not in IN_DEGREES:  # from the south-western point on: as the file has them
@@ -504,6 +511,36 @@ def usual_order(ec, m, kind, scan, ours) -> bytes:
     m = ec.codes_get_message(h)
     ec.codes_release(h)
     return m
+
+
+def polar_places(get, rows, columns):
+    """Polar stereographic on an ellipsoid, which ecCodes does not know.
+
+    J. P. Snyder, Map Projections: A Working Manual, USGS Professional Paper 1395 (1987), page 160.
+    """
+    axis, minor = get("earthMajorAxisInMetres"), get("earthMinorAxisInMetres")
+    e = np.sqrt(1 - (minor / axis) ** 2)
+    side = -1 if get("southPoleOnProjectionPlane") else 1
+    true = np.radians(abs(get("LaDInDegrees")))
+    first = np.radians(side * get("latitudeOfFirstGridPointInDegrees"))
+    lon0 = get("orientationOfTheGridInDegrees")
+    turn = np.radians(get("longitudeOfFirstGridPointInDegrees") - lon0)
+
+    def t(lat):
+        ratio = (1 - e * np.sin(lat)) / (1 + e * np.sin(lat))
+        return np.tan(np.pi / 4 - lat / 2) / ratio ** (e / 2)
+
+    scale = axis * np.cos(true) / np.sqrt(1 - (e * np.sin(true)) ** 2) / t(true)
+    x, y = scale * t(first) * np.sin(turn), -side * scale * t(first) * np.cos(turn)
+    x, y = np.meshgrid(
+        x + get("DxInMetres") * np.arange(columns), y + get("DyInMetres") * np.arange(rows)
+    )
+    wanted = np.hypot(x, y) / scale
+    lat = np.pi / 2 - 2 * np.arctan(wanted)
+    for _ in range(20):
+        ratio = (1 - e * np.sin(lat)) / (1 + e * np.sin(lat))
+        lat = np.pi / 2 - 2 * np.arctan(wanted * ratio ** (e / 2))
+    return lon0 + np.degrees(np.arctan2(x, -side * y)), side * np.degrees(lat)
 
 
 def gaussian_places(get, rows, columns):
@@ -601,6 +638,8 @@ def time_2(m, told):
     if count == 2**32 - 1:
         return reference, "no forecast time", None
     template = integer(m, four + 7, 2)
+    if template in PERIOD and m[four + PERIOD[template] + 11] > 11:
+        return reference, f"statistic {m[four + PERIOD[template] + 11]}", None
     start = minutes(told, signed(m, four + 18, 4), unit, many)
     if template not in PERIOD or isinstance(start, str):
         return reference, start, start
@@ -793,7 +832,7 @@ def places_differ(ours, theirs, m) -> str:
         if np.linalg.norm(place - on_earth(*first)) > 10 * NEAR:
             return "the first value is not at the first point"
     known = np.isfinite(here)
-    if np.unique(here[known]).size < known.sum():
+    if not known.any() or np.unique(here[known]).size < known.sum():
         return ""  # a key that changed the values
     here = on_earth(ours["lon"], ours["lat"])[one][known]
     there = on_earth(theirs["lon"], theirs["lat"])[two][known]
