@@ -164,14 +164,14 @@ def _degree_layout(get) -> _Layout:
         west, east = east, west
     if None in (north, south, west, east) or not 90.001 > north > south > -90.001:
         raise GridError("first and last row that contradict the scanning mode")
+    told = [_told_increment(get, axis) for axis in "ij"]
     width = (east - west) % 360
-    if width < 1e-6:
-        width = 360.0 * (east != west)
-    if not width:
-        raise GridError("first and last column on one meridian")
+    if width < 1e-6:  # the same meridian: once around the Earth, if the increments say so
+        width = 360.0
+        if abs((told[0] or 0) * (columns - 1) - width) > 0.5:
+            raise GridError("first and last column on one meridian")
     implied = width / (columns - 1), (north - south) / (rows - 1)
     lat = np.linspace(south, north, rows)
-    told = [_told_increment(get, axis) for axis in "ij"]
     if get("gridType") == "regular_gg":
         lat, told[1] = _gaussian_rows(get("N"), south, north, rows), None
     around = abs(implied[0] * columns - 360) < 0.01 or abs(width - 360) < 0.01
@@ -275,11 +275,28 @@ def _map_layout(get) -> _Layout:
     )
     eastward = -1 if scanning & FROM_EAST else 1
     upward = 1 if scanning & NORTHWARD else -1
-    x = np.sort(float(x_first) + x_step * np.arange(columns) * eastward)
-    y = np.sort(float(y_first) + y_step * np.arange(rows) * upward)
+    x = float(x_first) + x_step * np.arange(columns) * eastward
+    y = float(y_first) + y_step * np.arange(rows) * upward
+    if get("gridType") == "mercator":
+        _check_last_point(get, proj, x, y)
+    x, y = np.sort(x), np.sort(y)
     if get("gridType") == "lambert" and x_step == y_step and "+R=" in proj:
         return _Layout(_lambert_grid(get, x, y), scanning)
     return _Layout(projected_grid(proj, x, y), scanning)
+
+
+def _check_last_point(get, proj: str, x: np.ndarray, y: np.ndarray):
+    "GridError if the last point of a Mercator map is not where its increments lead."
+    ends = ProjectedGrid(proj, (float(x[0]), float(x[-1])), (float(y[0]), float(y[-1])))
+    lon, lat = (a[-1, -1] for a in ends.lonlat())
+    told = [get(f"{name}OfLastGridPointInDegrees") for name in ("latitude", "longitude")]
+    cell = np.abs(np.diff(ends.lonlat()[1][:, 0]))[0] / (len(y) - 1)
+    if None in told or told == [0, 0]:  # not given
+        return
+    if max(abs(told[0] - lat), abs((told[1] - lon + 180) % 360 - 180)) > max(0.01, cell):
+        found = f"{lat:.6g} degrees north, {lon % 360:.6g} degrees east by the increments"
+        expected = f"{told[0]:.6g} north, {told[1]:.6g} east"
+        raise GridError(mismatch("last point of a Mercator map", expected, found))
 
 
 def _lambert_grid(get, x, y):
