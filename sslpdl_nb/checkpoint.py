@@ -57,7 +57,10 @@ def load_checkpoint(
     if "sslpdl" not in meta:
         found = f"a file with the header {meta}"
         raise CheckpointError(mismatch(str(path), "a checkpoint of this package", found))
-    return weights, json.loads(meta["sslpdl"])
+    try:
+        return weights, dict(json.loads(meta["sslpdl"]))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(mismatch(str(path), "a description in JSON", error)) from error
 
 
 # %% ../nbs/17_checkpoint.ipynb #dd732778

@@ -54,6 +54,14 @@ def test_missing_and_foreign_files_are_refused_by_name(tmp_path):
         load_checkpoint(tmp_path / "foreign.safetensors")
 
 
+@pytest.mark.parametrize("text", ['{"a": 1', "{'a': 1}", "3", "[1, 2]", ""])
+def test_a_damaged_description_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "m.safetensors"
+    save_file({"w": torch.zeros(1)}, path, metadata={"sslpdl": text})
+    with pytest.raises(CheckpointError, match="m.safetensors: expected a description in JSON"):
+        load_checkpoint(path)
+
+
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     path, model = tmp_path / "m.safetensors", nn.Linear(3, 2)
     save_checkpoint(path, model, {"seed": 1})
