@@ -88,13 +88,18 @@ HOUR = dict(startdate="20240701", starttime="110000", enddate="20240701", endtim
 def odim(path, counts=COUNTS, where=None, kind="COMP", time="120000", **what):
     "An ODIM file of one image; a value None takes an attribute away."
     where = where_of("opera", counts.shape) if where is None else where
-    about = CODES | HOUR | dict(quantity="ACRR") | what
+    groups = {
+        "what": dict(object=kind, date="20240701", time=time),
+        "where": where,
+        "dataset1/what": CODES | HOUR | dict(quantity="ACRR") | what,
+    }
     with h5py.File(path, "w") as h:
         h.attrs["Conventions"] = np.bytes_("ODIM_H5/V2_3")
-        h.create_group("what").attrs.update(object=kind, date="20240701", time=time)
-        h.create_group("where").attrs.update({k: v for k, v in where.items() if v is not None})
-        group = h.create_group("dataset1/what")
-        group.attrs.update({k: v for k, v in about.items() if v is not None})
+        for group, about in groups.items():
+            for name, value in about.items():
+                if value is not None:  # text of fixed length, as ODIM has it
+                    text = np.bytes_(value) if isinstance(value, str) else value
+                    h.require_group(group).attrs[name] = text
         h["dataset1/data1/data"] = counts
     return path
 

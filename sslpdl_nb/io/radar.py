@@ -107,10 +107,18 @@ def _hdf5(path, expected):
         raise DataError(mismatch(str(path), expected, found)) from error
 
 
+def _plain_attributes(group) -> dict:
+    "The attributes of a group that are numbers or text, as arrays of one dimension."
+    import h5py
+
+    plain = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
+    names = [n for n in group.attrs if group.attrs.get_id(n).get_type().get_class() in plain]
+    return {name: np.ravel(group.attrs[name]) for name in names}
+
+
 def _scalar(value):
-    "An HDF5 attribute as one number or text."
-    value = np.ravel(value)[0]
-    return value.decode() if isinstance(value, bytes) else value
+    "The first entry of an attribute as a number or text."
+    return value[0].decode() if isinstance(value[0], bytes) else value[0]
 
 
 def _attributes(h, *groups) -> dict:
@@ -118,8 +126,17 @@ def _attributes(h, *groups) -> dict:
     out = {}
     for group in groups:
         if group in h:
-            out |= {name: _scalar(value) for name, value in h[group].attrs.items()}
+            found = _plain_attributes(h[group])
+            out |= {name: _scalar(value) for name, value in found.items()}
     return out
+
+
+def _numbers(h, name):
+    "A dataset of numbers. Raises ValueError for others: to read a damaged one may end the process."
+    data = h[name]
+    if data.dtype.kind not in "iuf":
+        raise ValueError(f"{name} holds no numbers")
+    return data
 
 
 # %% ../../nbs/44_io_radar.ipynb #9de72168
@@ -308,7 +325,7 @@ def odim_fields(
             grid = _odim_grid(_attributes(h, "where", f"{dataset}/where"), file.path)
             time, hours = _odim_period(quantity, what, nominal, source, file.path)
             name = f"{dataset}/{data}/data"
-            scaling = _scaling(h[name], what, file.path)
+            scaling = _scaling(_numbers(h, name), what, file.path)
             if h[name].shape != grid.shape:
                 raise DataError(mismatch(f"{file.path}: {name}", grid.shape, h[name].shape))
             read = partial(_odim_values, str(file.path), name, scaling)
@@ -321,7 +338,7 @@ def odim_fields(
 def _odim_values(path, name, scaling) -> np.ndarray:
     "One image in its unit, NaN = missing, rows from south to north."
     with _hdf5(path, "an ODIM file") as h:
-        return rain_from_counts(h[name][:], **scaling)[::-1]
+        return rain_from_counts(_numbers(h, name)[:], **scaling)[::-1]
 
 
 # %% ../../nbs/44_io_radar.ipynb #a7f57ed5
@@ -331,7 +348,7 @@ _FORMULA = re.compile(r"GEO=([\d.eE+-]+)\*PV\+?(-?[\d.eE+-]+)")
 def _knmi_values(path) -> np.ndarray:
     "Millimetres of one image, NaN = missing, rows from south to north."
     with _hdf5(path, "a KNMI radar image") as h:
-        counts = h["image1/image_data"][:]
+        counts = _numbers(h, "image1/image_data")[:]
         about = _attributes(h, "image1/calibration")
         formula = str(about["calibration_formulas"]).replace(" ", "")
         slope, offset = (float(v) for v in _FORMULA.fullmatch(formula).groups())
@@ -343,7 +360,7 @@ def _knmi_values(path) -> np.ndarray:
 
 def _knmi_grid(h) -> tuple:
     "The grid of a KNMI file; corners of the map as the file gives them (4, 2) in degrees."
-    geo = {name: np.ravel(value) for name, value in h["geographic"].attrs.items()}
+    geo = _plain_attributes(h["geographic"])
     rows, columns = (int(geo[f"geo_number_{n}"][0]) for n in ("rows", "columns"))
     if not 0 < rows * columns < 10**8:
         raise ValueError(f"{rows} x {columns} pixels")
@@ -405,13 +422,18 @@ def knmi_fields(
 def _imerg_values(path, name, number) -> np.ndarray:
     "One half hour in the unit of the file, NaN = missing, rows from south to north."
     with _hdf5(path, "an IMERG file") as h:
-        values = h["Grid"][name][number].T.astype(float)
+        values = _numbers(h["Grid"], name)[number].T.astype(float)
     return np.where(values < -0.5, np.nan, values)
+
+
+def _units(data) -> str:
+    "The unit of an HDF5 variable."
+    return str(_attributes(data.parent, data.name).get("units", ""))
 
 
 def _imerg_times(seconds) -> np.ndarray:
     "The times of an HDF5 variable of seconds since a date."
-    since = re.search(r"since (\d{4}-\d\d-\d\d)", str(_scalar(seconds.attrs.get("units", b""))))
+    since = re.search(r"since (\d{4}-\d\d-\d\d)", _units(seconds))
     epoch = np.datetime64(since[1] if since else "1970-01-01", "ns")
     return epoch + seconds[:].astype("timedelta64[s]")
 
@@ -420,7 +442,7 @@ def _imerg_minutes(group, source) -> float:
     "The minutes of an image, from the bounds of its time or the source."
     minutes = source.minutes or 30
     if "time_bnds" in group:
-        found = float(np.diff(group["time_bnds"][0]).item()) / 60
+        found = float(np.diff(_numbers(group, "time_bnds")[0]).item()) / 60
         if abs(found - minutes) > 0.1:
             raise DataError(mismatch("minutes of an image", f"{minutes:g}", f"{found:g}"))
     return minutes
@@ -439,9 +461,10 @@ def imerg_fields(
         if name is None:
             expected = f"a variable called {' or '.join(source.names)}"
             raise DataError(mismatch(f"{file.path}: rain", expected, sorted(group)))
-        units = str(_scalar(group[name].attrs.get("units", b"mm/hr")))
-        grid = projected_grid("+proj=longlat +R=6371229 +no_defs", group["lon"][:], group["lat"][:])
-        times = _imerg_times(group["time"])
+        units = _units(group[name]) or "mm/hr"
+        axes = [_numbers(group, name)[:] for name in ("lon", "lat")]
+        grid = projected_grid("+proj=longlat +R=6371229 +no_defs", *axes)
+        times = _imerg_times(_numbers(group, "time"))
         about = dict(grid=grid, hours=hours_covered(source, _imerg_minutes(group, source)))
     reads = [partial(_imerg_values, str(file.path), name, k) for k in range(len(times))]
     return [rain_image(file, r, time=t, units=units, **about) for r, t in zip(reads, times)]
