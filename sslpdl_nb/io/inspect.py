@@ -81,6 +81,7 @@ def _spacing(grid) -> str:
     return f"{dx / 1000:.4g} x {dy / 1000:.4g} km"
 
 
+# %% ../../nbs/47_io_inspect.ipynb #af15fde5
 def _corners(grid) -> str:
     "The south-western and the north-eastern corner, or the range of scattered points."
     if hasattr(grid, "unproject"):
@@ -112,6 +113,7 @@ def numbers_in_words(
     return f"{numbers[0]:g} to {numbers[-1]:g}{step}"
 
 
+# %% ../../nbs/47_io_inspect.ipynb #1a61711c
 def _dates_in_words(dates) -> str:
     "Dates in one line."
     dates = sorted(set(dates))
@@ -265,6 +267,7 @@ def forecast_report(
     return report
 
 
+# %% ../../nbs/47_io_inspect.ipynb #a729b9b2
 def _accumulations(fields, source) -> set:
     "The hours that the rain rates of a forecast cover."
     hours = set()

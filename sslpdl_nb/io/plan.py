@@ -330,7 +330,7 @@ def _estimated_terrain(terrain) -> np.ndarray:
     return np.mean([derive.terrain_estimate(*c, pressure) for c in columns], 0)
 
 
-# %% ../../nbs/42_io_plan.ipynb #12688721
+# %% ../../nbs/42_io_plan.ipynb #75f7f71f
 def is_ground(
     f: Field,
     source: Source,
@@ -345,6 +345,7 @@ def _ground_keys(source) -> frozenset:
     return frozenset(parts[0] for parts in alternatives(source, "orog") if len(parts) == 1)
 
 
+# %% ../../nbs/42_io_plan.ipynb #12688721
 class FieldIndex:
     "The fields of one reference time, found by name, level and hours."
 
