@@ -383,6 +383,7 @@ def atomic_path(
             tmp.unlink(missing_ok=True)
 
 
+# %% ../nbs/01_core.ipynb #e5f6a7b0
 def ensure(
     path,  # an artifact of an earlier notebook
     make,  # called with the path when it does not exist yet

@@ -263,6 +263,13 @@ def _describe_run(optimizer, steps, seed, about) -> dict:
     return dict(steps=steps, seed=seed, groups=groups) | (about or {})
 
 
+def _begin(state, parts: dict, run: dict) -> tuple:
+    "Step and history to go on from."
+    if state and Path(state).exists():
+        return load_state(state, parts, run)
+    return 0, []
+
+
 # %% ../nbs/16_train.ipynb #4d22a240
 def fit(
     model: nn.Module,  # on the device to train on
@@ -284,17 +291,15 @@ def fit(
 ) -> list[dict]:  # one entry per evaluation: step, loss and the task's scores
     """Train a model on a task.
 
-    Raises DataError where a score is not finite or another process trains with this state,
-    CheckpointError for the state of another training.
+    Raises DataError where a score is not finite or another process has the state, CheckpointError
+    for the state of another training.
     """
     optimizer = AdamW(groups, betas=betas)
     parts = _parts(model, optimizer, steps, warmup)
     set_seed(seed)
     run = _describe_run(optimizer, steps, seed, about)
     with exclusive(state) if state else nullcontext():
-        start, history = 0, []
-        if state and Path(state).exists():
-            start, history = load_state(state, parts, run)
+        start, history = _begin(state, parts, run)
         where = next(model.train().parameters()).device
         losses = []
         bar = _batches_with_bar(train_loader, start, steps, progress)
@@ -305,8 +310,7 @@ def fit(
             parts["schedule"].step()
             if (step + 1) % eval_every and step + 1 < steps:
                 continue
-            loss = float(torch.stack(losses).mean())
-            losses = []
+            loss, losses = float(torch.stack(losses).mean()), []
             history.append(dict(step=step + 1, loss=loss, **evaluate(model, task, valid_loader)))
             _keep_best(parts, history, monitor)
             if progress:
