@@ -463,7 +463,7 @@ def test_points_are_believed_more_than_a_map_that_leads_elsewhere(tmp_path):
     ).lonlat()
     for shift, kept in ((0.0, True), (0.2, False)):
         where = dict(
-            lat=(("y", "x"), lat + shift, {"units": "degrees_north"}),
+            lat=(("x", "y"), lat.T + shift, {"units": "degrees_north"}),
             lon=(("y", "x"), lon, {"units": "degrees_east"}),
         )
         on_a_map(x, "m", **where).to_netcdf(tmp_path / f"{kept}.nc")

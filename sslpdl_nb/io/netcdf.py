@@ -336,12 +336,13 @@ def netcdf_grid(
     if found is None:
         return _axes_of(ds, ds[lat_name], ds[lon_name], where)
     axes = _projected_axes(ds, *found)
-    if lat_name is None or lon_name is None or ds[lat_name].dims != axes.dims:
+    named = [n for n in (lat_name, lon_name) if n and set(ds[n].dims) == set(axes.dims)]
+    if len(named) < 2:
         return axes
-    try:
-        points = _point_axes(ds[lat_name], ds[lon_name])
-    except GridError:  # unknown in a part of the map
+    lat, lon = (ds[name].transpose(*axes.dims) for name in named)
+    if np.isnan(lat).any() or np.isnan(lon).any():  # unknown in a part of the map
         return axes
+    points = _point_axes(lat, lon)
     if points.from_north == axes.from_north and _agrees(axes.grid, points.grid):
         return axes
     text = f"{where}: {lat_name} and {lon_name} are used, as the map {found[0]} leads elsewhere"
