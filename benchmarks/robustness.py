@@ -102,6 +102,7 @@ def write_days(folder: Path, days: int, grid):
 
 def grib_hour() -> tuple:
     "One hour as GRIB: forecast, and rain from hour 2 to 3; +3 h of 2001-06-01 00 UTC."
+    import pyproj  # noqa: F401  before eccodes
     import eccodes
 
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
