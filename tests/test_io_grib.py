@@ -376,7 +376,9 @@ def check_grid(folder, content):
     grid = grib_fields(folder / "a.grib")[0].grid
     lon, lat, _ = of_file(content)
     ours = np.sort(np.round(grid.lonlat()[0], 6).ravel() % 360), np.sort(grid.lonlat()[1].ravel())
-    assert np.allclose(np.sort(np.round(lon, 6) % 360), ours[0]) and np.allclose(np.sort(lat), ours[1])
+    assert np.allclose(np.sort(np.round(lon, 6) % 360), ours[0]) and np.allclose(
+        np.sort(lat), ours[1]
+    )
     return grid
 
 
