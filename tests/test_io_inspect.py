@@ -147,6 +147,16 @@ def test_the_best_source_needs_signs_for_analyses():
     assert tried[-1] == "era5"
 
 
+def test_members_of_an_ensemble_are_told(tmp_path):
+    ec = grib._eccodes("test")
+    keys, lon, lat = world(10.0)
+    members = [grib2(ec, "ecmf", keys, "t", k + 280 + 0 * lat, ("p", 50000)) for k in (0, 1)]
+    (tmp_path / "two.grib").write_bytes(b"".join(members))
+    report = only(tmp_path)
+    assert report.kind == "forecast" and "expected one field" in line(report, "problem")
+    assert "t at 500 hPa" in line(report, "levels") and not report.then
+
+
 # ------------------------------------------------------------------ observed rain, our own files
 
 

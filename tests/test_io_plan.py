@@ -123,6 +123,18 @@ def test_doubled_fields():
         plan([a, toy("2t", 291, **TWO_METRES)], "grib", ("t2m",))
 
 
+def test_fields_that_no_row_asks_for_may_be_doubled():
+    "Two layers of one name and number, as GFS has them: neither is needed."
+    layer = dict(level_type="sigmaLayer", level=0.44)
+    doubled = [toy("r", 50, "%", **layer), toy("r", 60, "%", **layer)]
+    late = [toy("t", 280, level_type="depthBelowLandLayer", level=0.1, hours=(6.0, 6.0))]
+    steps, dropped = plan([toy("2t", 290, **TWO_METRES), *doubled, *late], "grib", ("t2m",))
+    assert [s.lead_time for s in steps] == [3] and dropped == []
+    on_pressure = [toy("r", value, "%", **PRESSURE, level=850.0) for value in (50, 60)]
+    with raises(DataError, "one field"):
+        plan(on_pressure, "grib", ("rh850",))
+
+
 def test_the_same_field_is_not_read_to_compare_it():
     def unreadable(position):
         raise AssertionError(position)

@@ -31,7 +31,7 @@ from sslpdl_nb.io.nwp import (
     level_in_words,
     scan,
 )
-from sslpdl_nb.io.plan import find_derivation, index_by_time, is_ground
+from sslpdl_nb.io.plan import find_derivation, index_by_time, is_asked_for, is_ground
 from sslpdl_nb.io.qpe import rain_fields
 
 # %% auto #0
@@ -219,20 +219,22 @@ def best_source(
     fields_of,  # function: key of SOURCES -> fields as `scan` gives them
     sign: str = "",  # centre, class and name of the file
     among=tuple(SOURCES),  # keys that are tried
-) -> tuple:  # key of SOURCES, its fields, its findings; (key, [], []) if nothing is known
+) -> tuple:  # key of SOURCES, its fields, its findings; none if fields contradict each other
     "The table by which most variables can be made; among equal ones the one whose signs fit."
-    best, rank = (among[0], [], []), (-1, False)
+    best, rank = (among[0], [], []), (-2, False)
     for name in among:
         signs = SOURCES[name].signs
         fits = bool(signs and re.search(signs, sign))
         if SOURCES[name].analysis and not fits and name in _GRIB:
             continue  # a forecast would be taken for many analyses
+        fields, findings = [], []
         try:
             fields = fields_of(name)
             findings = account(fields, name)
-        except SSLPDLError:
-            continue
-        here = (sum(f.found > 0 for f in findings), fits)
+        except SSLPDLError:  # perhaps members of an ensemble, which contradict each other
+            if not fields:
+                continue
+        here = (sum(f.found > 0 for f in findings) - (not findings), fits)
         if here > rank:
             best, rank = (name, fields, findings), here
     return best
@@ -247,9 +249,9 @@ def forecast_report(
 ) -> Report:
     "What can be made of a forecast, and how to go on."
     report = Report(title, "forecast", findings=findings, source=source)
-    made = sum(f.found > 0 for f in findings)
     table = SOURCES[source]
-    report.add("source", f"{source} ({table.about}): {made} of {len(findings)} variables")
+    made = f"{sum(f.found > 0 for f in findings)} of {len(findings)} variables"
+    report.add("source", f"{source} ({table.about}): {made if findings else 'see problem'}")
     report.add_grids(fields)
     dated = [f for f in fields if not np.isnat(f.reference_time)]
     report.add("reference times", _dates_in_words(f.reference_time for f in dated))
@@ -260,9 +262,9 @@ def forecast_report(
     if any(f.start_step < f.end_step for f in rain):
         names = ", ".join(sorted({f.name for f in rain}))
         report.add("rain", f"{names} of {_periods_in_words(rain)}")
-    hours = _accumulations(fields, source)
+    hours = _accumulations(fields, source) if findings else set()
     report.add("rain rates", hours and f"means of {numbers_in_words(hours)} h")
-    for line in _levels_in_words(fields):
+    for line in _levels_in_words([f for f in fields if is_asked_for(f, table)])[:12]:
         report.add("levels", line)
     return report
 
@@ -279,6 +281,9 @@ def _accumulations(fields, source) -> set:
 
 def _add_commands(report, fields, paths):
     "What to type next, and where to look for what is missing."
+    if not report.findings:
+        report.add("problem", _problem(fields, report.source))
+        return
     if report.missing:
         where = SOURCES[report.source].elsewhere or "see -> in the table"
         report.add("what is missing", where)
@@ -294,6 +299,15 @@ def _add_commands(report, fields, paths):
     option = "" if report.source in ("sslpdl", "wrfout") else f"{option} "
     result = "--checkpoint finetuned.safetensors --out rain.nc"
     report.then.append(f"sslpdl predict {many} {option}{result}")
+
+
+def _problem(fields, source) -> str:
+    "Why no table can be made of fields."
+    try:
+        account(fields, source)
+    except SSLPDLError as error:
+        return _one_line(error)
+    return ""
 
 
 def _for_a_command(paths) -> str:
@@ -373,7 +387,7 @@ def _netcdf_report(files) -> Report:
     with _warnings_into(told):
         among = ("wrfout",) if is_wrfout(files[0]) else _NETCDF
         source, known, findings = best_source(known_to, sign, among)
-    if not any(f.found for f in findings):
+    if not known or findings and not any(f.found for f in findings):
         return _unknown_netcdf(files, ds, problems)
     report = forecast_report(_title(files), known, source, findings)
     report.lines.insert(0, ("type", f"{files[0].file_type}, {len(known)} fields"))
@@ -391,9 +405,19 @@ def _unknown_netcdf(files, ds, problems) -> Report:
         report.add("variable", f"{name} {v.dims} {v.shape}{units}")
     reasons = dict.fromkeys(problems.values())
     for reason in list(reasons)[:2]:
-        report.add("why", reason)
+        report.add("no forecast", reason)
+    report.add("no rain", _why_no_rain(files[0]))
     report.then.append("write a table for it: lesson 41_io_lexicon, section 'A model of your own'")
     return report
+
+
+def _why_no_rain(file) -> str:
+    "What the reader of observed rain says about a file."
+    try:
+        rain_fields(file)
+    except SSLPDLError as error:
+        return _one_line(error)
+    return ""
 
 
 # %% ../../nbs/47_io_inspect.ipynb #d8f54887

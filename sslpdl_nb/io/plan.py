@@ -36,6 +36,7 @@ __all__ = [
     "Heights",
     "EstimatedTerrain",
     "is_ground",
+    "is_asked_for",
     "FieldIndex",
     "remembered",
     "from_file",
@@ -345,6 +346,29 @@ def _ground_keys(source) -> frozenset:
     return frozenset(parts[0] for parts in alternatives(source, "orog") if len(parts) == 1)
 
 
+# %% ../../nbs/42_io_plan.ipynb #0996fd60
+def is_asked_for(
+    f: Field,
+    source: Source,
+) -> bool:
+    "Whether a row of the table asks for a field: at its level, or at any pressure."
+    every_level, keys = _asked_for(source)
+    return f.key in keys or f.key[:2] in every_level
+
+
+@lru_cache(maxsize=32)
+def _asked_for(source) -> tuple:
+    "Names and types of level of rows for all pressures; names, types and levels of the others."
+    every_level, keys = set(), set()
+    for quantity, row in source.fields.items():
+        if "{p}" in quantity:
+            parts = alternatives(source, quantity.replace("{p}", "500"))
+            every_level |= {key[:2] for some in parts for key in some}
+        else:
+            keys |= {key for some in alternatives(source, quantity) for key in some}
+    return frozenset(every_level), frozenset(keys)
+
+
 # %% ../../nbs/42_io_plan.ipynb #12688721
 class FieldIndex:
     "The fields of one reference time, found by name, level and hours."
@@ -357,6 +381,7 @@ class FieldIndex:
     ):
         "Raises DataError if two fields contradict each other."
         self.source = source
+        fields = [f for f in fields if is_asked_for(f, source)]
         self.lead_times = sorted({f.end_step for f in fields if not is_ground(f, source)})
         self.ground = {}  # grid -> field
         self.answers = {}  # to questions that were asked before, see `remembered`
