@@ -486,6 +486,13 @@ def test_a_table_says_what_else_would_do():
         raise nwp._nothing_found(fields, SOURCES["grib"], ("rain", "t500"), "a.grib")
 
 
+def test_no_rain_at_hour_0_is_no_lack_of_words_about_hours():
+    fields = [toy("tp", 0, "kg m-2", hours=(0.0, 0.0))]
+    with raises(DataError, "found no rain"):
+        raise nwp._nothing_found(fields, SOURCES["gfs"], ("rain",), "gfs.f000")
+    assert account(fields, "gfs", ("rain",))[0].how.endswith("tp is there for hours 0")
+
+
 # ------------------------------------------------------------------ points without rows
 
 POINTS = UnstructuredGrid(*reduced_gaussian(24))

@@ -458,7 +458,7 @@ def _nothing_found(fields, source, variables, names) -> DataError:
 def _amounts_without_hours(fields, source) -> list:
     "Amounts of rain of which nobody says which hours they cover."
     keys = {key for parts in alternatives(source, "rain") for key in parts}
-    rain = [f for f in fields if f.key in keys and f.start_step == f.end_step]
+    rain = [f for f in fields if f.key in keys and f.start_step == f.end_step > 0]
     return [f for f in rain if is_amount(f.units)]
 
 
