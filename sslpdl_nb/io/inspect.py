@@ -396,6 +396,7 @@ def _netcdf_report(files) -> Report:
     return report
 
 
+# %% ../../nbs/47_io_inspect.ipynb #42c051a5
 def _unknown_netcdf(files, ds, problems) -> Report:
     "The variables of a dataset that no table knows."
     report = Report(_title(files), "other")

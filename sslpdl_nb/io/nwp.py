@@ -226,7 +226,7 @@ def why_missing(
 ) -> str:
     "Where a quantity was looked for, and what the formulas for it lack."
     rows, words = alternatives(index.source, quantity), []
-    if from_file(index, quantity, lead_time) is None:
+    if quantity == "rain" or from_file(index, quantity, lead_time) is None:
         words.append(f"no {names_in_words(rows)}" if rows else "no row in the table")
         words.append(_in_other_places(index, [key for parts in rows for key in parts], lead_time))
     name, level = split_quantity(quantity)

@@ -610,7 +610,7 @@ def find_derivation(
     return ways[name](index, level, lead_time)
 
 
-# %% ../../nbs/42_io_plan.ipynb #3ce90412
+# %% ../../nbs/42_io_plan.ipynb #b24e4c4e
 @dataclass(frozen=True)
 class Step:
     "One reference and lead time: its grid, and a derivation for each variable."
@@ -635,6 +635,7 @@ def index_by_time(
     return {t: FieldIndex(some, source, ground) for t, some in sorted(by_time.items())}
 
 
+# %% ../../nbs/42_io_plan.ipynb #3ce90412
 def plan(
     fields,  # of one or several reference times, see io.nwp.scan
     source="grib",  # key of SOURCES, a Source or a dictionary of rows
