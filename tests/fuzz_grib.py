@@ -530,6 +530,7 @@ def polar_places(get, rows, columns):
         ratio = (1 - e * np.sin(lat)) / (1 + e * np.sin(lat))
         return np.tan(np.pi / 4 - lat / 2) / ratio ** (e / 2)
 
+    true = min(true, np.radians(89.99))  # at the pole the formula has a limit
     scale = axis * np.cos(true) / np.sqrt(1 - (e * np.sin(true)) ** 2) / t(true)
     x, y = scale * t(first) * np.sin(turn), -side * scale * t(first) * np.cos(turn)
     x, y = np.meshgrid(

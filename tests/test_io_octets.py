@@ -249,7 +249,7 @@ def test_units_of_edition_1(unit, indicator):
 
 @pytest.mark.parametrize(
     "indicator, begin, end",
-    [(0, 6, 6), (1, 0, 0), (2, 6, 9), (5, 6, 9), (6, -6, -9), (7, -6, 9), (10, 1545, 1545)],
+    [(0, 6, 6), (2, 6, 9), (5, 6, 9), (6, -6, -9), (7, -6, 9), (10, 1545, 1545)],
 )
 def test_time_ranges_of_edition_1(indicator, begin, end):
     content = message(EC, "GRIB1", world(20.0)[0], np.arange(180.0))
@@ -259,6 +259,14 @@ def test_time_ranges_of_edition_1(indicator, begin, end):
             field_times(content)
         return
     assert field_times(content)[1:] == (begin, end)
+
+
+def test_an_analysis_has_no_forecast_time():
+    content = message(EC, "GRIB1", world(20.0)[0], np.arange(180.0))
+    analysis = with_octets(content, 25, bytes([1, 0, 9, 1]))
+    assert field_times(analysis)[1:] == (0, 0)
+    with pytest.raises(DataError, match="an analysis with a forecast time"):
+        field_times(with_octets(content, 25, bytes([1, 6, 9, 1])))
 
 
 def test_months_go_by_the_calendar():

@@ -32,6 +32,7 @@ from sslpdl_nb.io.octets import (
     integer,
     read_messages,
     sections,
+    signed_integer,
     single_fields,
     unsupported,
 )
@@ -262,6 +263,39 @@ def _places_in_rows(lengths, west: float, width: float, sector: bool) -> tuple:
     return row[order], west + from_west[order] - rounding
 
 
+# %% ../../nbs/38_io_grib.ipynb #3af2cb3b
+_LATITUDES = "latitudeOfFirstGridPoint latitudeOfLastGridPoint LaD Latin1 Latin2".split()
+_LONGITUDES = "longitudeOfFirstGridPoint longitudeOfLastGridPoint LoV orientationOfTheGrid".split()
+
+
+def _require_earth(get):
+    "GridError if a latitude or longitude that describes a grid is not on the Earth."
+    latitudes, longitudes = list(_LATITUDES), list(_LONGITUDES)
+    if get("gridType") == "rotated_ll":
+        latitudes.append("latitudeOfSouthernPole")
+        longitudes.append("longitudeOfSouthernPole")
+    for keys, most in ((latitudes, 90.001), (longitudes, 360.001)):
+        for key in keys:
+            value = get(f"{key}InDegrees")
+            if value is not None and not abs(value) <= most:
+                raise GridError(f"{key} of {value:g} degrees")
+
+
+_ROUND = 4.1e7  # m, the way round the Earth
+_LONGEST_STEP = 4e6  # m; those whose bits are all set are longer
+
+
+def _require_possible_map(get, proj: str, steps: tuple, counts: tuple):
+    "GridError if a map is wider than the Earth, or if PROJ would take it for the other pole's."
+    for step, count in zip(steps, counts):
+        if not 0 < step < _LONGEST_STEP or step * (count - 1) > _ROUND:
+            raise GridError(f"{get('gridType')} grid with increments of {step:g} m")
+    if get("gridType") == "polar_stereographic" and "+R=" not in proj:  # an ellipsoid
+        hemisphere = -1 if get("southPoleOnProjectionPlane") else 1
+        if hemisphere * get("LaDInDegrees") <= 0:
+            raise GridError("polar map of one hemisphere with a true latitude in the other")
+
+
 # %% ../../nbs/38_io_grib.ipynb #2a970cf9
 def _map_layout(get) -> _Layout:
     "A map in metres that PROJ knows."
@@ -269,6 +303,7 @@ def _map_layout(get) -> _Layout:
     proj, x_step, y_step = get("projString"), get("DxInMetres"), get("DyInMetres")
     if not proj or not x_step or not y_step:
         raise GridError(f"{get('gridType')} grid whose projection or increments are not given")
+    _require_possible_map(get, proj, (x_step, y_step), (columns, rows))
     unit_grid = ProjectedGrid(proj, (0.0, 1.0), (0.0, 1.0))  # only to project the first point
     x_first, y_first = unit_grid.project(
         get("longitudeOfFirstGridPointInDegrees"), get("latitudeOfFirstGridPointInDegrees")
@@ -385,6 +420,7 @@ def _make_layout(ec, message, folder: Path) -> _Layout:
     "The grid of a message, by its type."
     get = partial(_key, ec, message)
     grid_type = get("gridType")
+    _require_earth(get)
     if grid_type == "unstructured_grid":
         return _icon_layout(get, folder)
     if grid_type in ("reduced_gg", "reduced_ll"):
@@ -452,6 +488,46 @@ def _grib_values(file, position, layout) -> np.ndarray:
     return np.where(values > 1e19, np.nan, values)
 
 
+# %% ../../nbs/38_io_grib.ipynb #a98aeacd
+# GRIB 2: octet of the grid section with the flags, for each grid template
+_FLAGS_AT = {0: 54, 1: 54, 40: 54, 140: 54, 10: 46, 20: 46, 30: 46, 31: 46}
+
+
+def _winds_along_grid(m: bytes) -> bool:
+    "Whether winds lie along the grid: the fifth bit of the flags, 8, in both editions."
+    if m[7] == 1:
+        return bool(m[8 + integer(m, 8, 3) + 16] & 8)
+    section = dict(sections(m))[3]
+    at = _FLAGS_AT.get(integer(section, 12, 2))
+    return at is not None and bool(section[at] & 8)
+
+
+# Levels with a number of their own: pressure, height above the sea, height above the ground
+_NUMBERED_1, _NUMBERED_2 = (100, 103, 105), (100, 102, 103)
+
+
+def _grib_level(ec, message, m: bytes) -> float:
+    """The level. Pressure and height in GRIB 2 come from the octets: the library rounds them.
+
+    Raises DataError if a level that needs a number has none.
+    """
+    level = ec.codes_get(message, "level", float)
+    if m[7] == 1:
+        if level == 2**31 - 1 or m[17] in _NUMBERED_1 and integer(m, 18, 2) == 65535:
+            raise DataError("a level without a number")
+        return level
+    section = dict(sections(m))[4]
+    if section[22] not in _NUMBERED_2 or section[28] != 255:  # 255: not a layer between two
+        if level == 2**31 - 1:
+            raise DataError("a level without a number")
+        return level
+    factor, value = signed_integer(section, 23, 1), integer(section, 24, 4)
+    if value >= 2**31 - 1 or abs(factor) > 10:
+        raise DataError("a level without a number")
+    in_hpa = ec.codes_get(message, "typeOfLevel") == "isobaricInhPa"
+    return value / 10.0 ** (factor + 2 * in_hpa)
+
+
 # %% ../../nbs/38_io_grib.ipynb #cdfc51c9
 def _grib_name(ec, message) -> tuple:
     "Name and unit; where the centre has no name, the numbers and the unit of the WMO."
@@ -471,13 +547,13 @@ def _grib_field(ec, message, named, file, position, content) -> tuple:
     field = Field(
         name=name,
         level_type=ec.codes_get(message, "typeOfLevel"),
-        level=ec.codes_get(message, "level", float),
+        level=_grib_level(ec, message, content),
         reference_time=reference_time,
         start_step=start_step,
         end_step=end_step,
         units=units,
         file_name=file.path.name,
-        grid_relative=bool(_key(ec, message, "uvRelativeToGrid")),
+        grid_relative=_winds_along_grid(content),
         grid=layout.grid,
         read=partial(_grib_values, file, position, layout),
         file_id=file.file_id,

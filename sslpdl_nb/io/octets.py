@@ -365,6 +365,9 @@ _SECONDS_1 = _SECONDS | {13: 900, 14: 1800, 254: 1}  # edition 1 has other codes
 # Edition 1: a time; an analysis; a range, average, amount or difference; before the start; a long
 # time; the mean of such forecasts
 _RANGES = (0, 1, 2, 3, 4, 5, 6, 7, 10, 113)
+# Edition 2: the reference time is that of an analysis, a forecast's start or an observation
+_SIGNIFICANCES = (0, 1, 3)
+_STATISTICS = range(12)  # from the mean to the sum
 
 
 def unsupported(
@@ -399,10 +402,15 @@ def _unsupported_2(m: bytes) -> str:
         "packing": (integer(m, at[5] + 9, 2), _PACKINGS),
         "bitmap": (m[at[6] + 5], (0, 255)),
         "unit of time": (m[at[4] + 17], (*_SECONDS, *_MONTHS)),
+        "significance of the reference time": (m[at[1] + 11], _SIGNIFICANCES),
     }
     for what, (code, known) in codes.items():
         if code not in known:
             return f"{what} {code}"
+    if product in _INTERVAL_AT:
+        statistic = m[at[4] + _INTERVAL_AT[product] + 12]
+        if statistic not in _STATISTICS:
+            return f"statistic {statistic} of a period"
     return _not_the_quantity(m[at[4] :], product)
 
 
@@ -420,6 +428,7 @@ def _not_the_quantity(product_section: bytes, template: int) -> str:
 # %% ../../nbs/37_io_octets.ipynb #77ce2218
 _FIRST_YEAR, _MOST_YEARS = 1800, 100
 _DAY = 86400
+_NO_TIME = 2**32 - 1  # all bits set
 _LONGEST_INTERVAL = 50  # years
 
 
@@ -460,8 +469,8 @@ def _times_1(m: bytes) -> tuple:
     p1, p2, indicator = m[26], m[27], m[28]
     if indicator == 10:  # one number of two octets
         p1 = integer(m, 26, 2)
-    if indicator == 1:
-        p1 = 0
+    if indicator == 1 and p1:
+        raise DataError("an analysis with a forecast time")
     first, last = p1, p1
     if indicator in (2, 3, 4, 5):
         last = p2
@@ -479,6 +488,8 @@ def _times_2(m: bytes) -> tuple:
     reference = _moment(integer(m, at[1] + 12, 2), *m[at[1] + 14 : at[1] + 19])
     product, template = at[4], integer(m, at[4] + 7, 2)
     count, unit = signed_integer(m, product + 18, 4), m[product + 17]
+    if integer(m, product + 18, 4) == _NO_TIME:
+        raise DataError("a forecast time that is not given")
     start = _seconds(reference, count, unit, _SECONDS)
     if template not in _INTERVAL_AT:
         return reference, start, start
@@ -497,15 +508,17 @@ def _times_2(m: bytes) -> tuple:
 def _told_end(m: bytes, at: int, reference: np.datetime64):
     "The end of a period in seconds after the reference time, if it is told as a date."
     date = _moment(integer(m, at, 2), *m[at + 2 : at + 7])
-    if np.isnat(date) or np.isnat(reference):
+    if np.isnat(reference) or set(m[at : at + 7]) in ({0}, {255}):
         return None
+    if np.isnat(date):
+        raise DataError("a period that ends on a day that does not exist")
     return int((date - reference) / np.timedelta64(1, "s"))
 
 
 def _told_length(m: bytes, at: int, reference: np.datetime64):
     "The length of a period in seconds, if it is a single one of known length."
     ranges, unit, length = m[at + 7], m[at + 14], integer(m, at + 15, 4)
-    if ranges != 1 or length == 2**32 - 1:
+    if ranges != 1 or length == _NO_TIME:
         return None
     if length >= 2**31:
         raise DataError("a period of negative length")
