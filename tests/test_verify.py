@@ -389,8 +389,8 @@ def test_jackknife_needs_the_same_pixels(fields):
 
 @pytest.fixture(scope="module")
 def coverage():
-    "benchmarks/coverage.py as a module."
-    path = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
+    "benchmarks/intervals.py as a module."
+    path = Path(__file__).parent.parent / "benchmarks" / "intervals.py"
     spec = importlib.util.spec_from_file_location("coverage_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,6 +1,6 @@
 """How often do intervals of a CSI difference hold the truth, with few atmospheres?
 
-    python benchmarks/coverage.py [--run runs/sample] [--repetitions 2000] [--resamples 2000]
+    python benchmarks/intervals.py [--run runs/sample] [--repetitions 2000] [--resamples 2000]
 
 Test sets are simulated whose true difference is known, and five kinds of 95 % interval are computed
 from each. The counts of one atmosphere (observed events, the recall and the false alarms of two
