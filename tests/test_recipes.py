@@ -16,16 +16,19 @@ pytest.importorskip("pyproj")  # first: see grib._eccodes
 pytest.importorskip("eccodes")
 
 from small_archive import typical
-from synthetic import era5, gfs, hrrr, icon_eu, rdaps_kim, truth, wrfout
+from synthetic import era5, gfs, hrrr, icon_d2, icon_eu, rdaps_kim, truth, wrfout
 
 from sslpdl_nb.cli import main
-from sslpdl_nb.core import VARIABLE_NAMES, get_config
+from sslpdl_nb.core import VARIABLE_NAMES, DataError, get_config
 from sslpdl_nb.finetune import KINDS, save_model
 from sslpdl_nb.grids.types import LambertGrid, cf_coordinates, crs_attributes
+from sslpdl_nb.io.nwp import open_nwp
+from sslpdl_nb.predict import predict
 from sslpdl_nb.store import Standardizer, open_store
 
 TARGET = LambertGrid(32, 32, 600.0, -112e3, -57e3)  # in Korea, inside most of the built files
 ALPS = LambertGrid(32, 32, 600.0, -9e3, -9e3, 5.75, 45.5, (44.0, 47.0))
+SWITZERLAND = LambertGrid(32, 32, 600.0, -9e3, -9e3, 8.3, 47.2, (46.0, 48.0))
 HOUR = np.timedelta64(1, "h")
 TOLERANCE = dict(gh=1.0, t=0.05, rh=1.0, u=0.1, v=0.1, slp=20.0, rain=0.02)
 
@@ -84,6 +87,7 @@ RECIPES = {  # --source: builder, grid of the samples
     "era5": (era5, TARGET),
     "rdaps-kim": (rdaps_kim, TARGET),
     "icon-eu": (icon_eu, ALPS),
+    "icon-d2": (icon_d2, SWITZERLAND),
     "wrfout": (wrfout, TARGET),
 }
 
@@ -111,11 +115,32 @@ def test_from_files_to_a_store_and_a_map(source, tmp_path, checkpoint):
         assert min(image.size) > 200
 
 
+def test_a_level_that_a_model_does_not_reach(tmp_path, checkpoint):
+    "ICON-D2 ends below 100 hPa: the height stays missing, and everything says so."
+    import eccodes
+
+    made = icon_d2(tmp_path, eccodes)
+    files = sorted(tmp_path.glob("*.grib2"))
+    with pytest.raises(DataError, match="gh100"):
+        open_nwp(files, "icon-eu")
+    ds = open_nwp(files, "icon-d2")
+    assert ds["gh100"].isnull().all() and ds["gh500"].notnull().all()
+    assert "gh100: not written" in ds.attrs["note"] and ds.attrs["absent_variables"] == "gh100"
+    assert ds.sizes["lead_time"] == len(made["leads"])
+    own = predict(ds, checkpoint, SWITZERLAND, climatology="own")
+    assert own.attrs["missing_input_values"] == 2 * 32 * 32
+    assert np.isfinite(own["probability"]).all()
+
+
 def compare_with_truth(samples, grid):
     "The forecasts of a store are what was written into the files, at each pixel."
     lon, lat = grid.lonlat()
     expected = truth(lon, lat)
+    absent = samples.attrs.get("absent_variables", "").split()
     for k, name in enumerate(VARIABLE_NAMES):
         values = samples["forecast"].values[:, k]
+        if name in absent:
+            assert np.isnan(values).all(), name
+            continue
         tolerance = TOLERANCE[name.rstrip("0123456789m")]
         assert np.abs(values - expected[name]).max() < tolerance, name

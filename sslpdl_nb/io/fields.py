@@ -244,5 +244,6 @@ class Source:
     grid_relative: bool = False  # NetCDF winds lie along the grid
     levels: tuple = ()  # hPa, where the file only numbers its levels
     path: str = ""  # regular expression with year, month, day, hour, lead, if the path tells them
+    absent: tuple = ()  # variables that the model never writes: they stay missing
     elsewhere: str = ""  # which other files of the model hold what one of them lacks
     signs: str = ""  # regular expression found in "centre class file-name" of its files

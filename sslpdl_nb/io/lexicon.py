@@ -156,7 +156,8 @@ SOURCES |= {
         about="ICON-D2: no level of 100 hPa",
         tried="built",
         elsewhere="ICON-D2: one file for each variable and level; its highest level is 200 hPa, so "
-        "gh100 is in no file: take it from ICON-EU, or do without it",
+        "gh100 is in no file and stays missing; ICON-EU has it",
+        absent=("gh100",),
         signs="edzw .*icon-d2",
     ),
     "arpege": Source(

@@ -29,6 +29,7 @@ from sslpdl_nb.io.grib import grib_fields, is_icon_grid
 from sslpdl_nb.io.lexicon import alternatives, names_in, split_quantity, the_source
 from sslpdl_nb.io.netcdf import netcdf_fields, open_lazy
 from sslpdl_nb.io.plan import (
+    Absent,
     EstimatedTerrain,
     FieldIndex,
     FromFile,
@@ -496,6 +497,9 @@ def _read_files(files, source, variables=VARIABLE_NAMES, memory=5e8) -> xr.Datas
         note.append(f"{clipped} slightly negative values of rain set to 0")
         warnings.warn(note[-1], stacklevel=3)
     ds = _as_dataset(rows, values, note, f"forecast of {names}")
+    absent = [v for v, derivation in rows[0][0].derivations if isinstance(derivation, Absent)]
+    if absent:
+        ds.attrs["absent_variables"] = " ".join(absent)
     return ds.assign_attrs(source=source if isinstance(source, str) else "own table")
 
 
@@ -606,7 +610,9 @@ def check_variable(
         raise DataError(mismatch(f"{where}: type", "numbers", ds[name].dtype))
     field = derive.to_units(ds[name], variable.units, where).transpose(*dims)
     clipped = 0
-    if field.chunks:
+    if name in str(ds.attrs.get("absent_variables", "")).split():
+        values = field.data.astype(np.float32)
+    elif field.chunks:
         values = field.data.map_blocks(_check_block, name, where, dtype=np.float32)
     else:
         values, clipped = derive.check_values(field.values, name, where)

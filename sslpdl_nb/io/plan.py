@@ -31,6 +31,7 @@ __all__ = [
     "Formula",
     "Part",
     "wind_components",
+    "Absent",
     "TakenAsDry",
     "Column",
     "Heights",
@@ -250,6 +251,23 @@ def wind_components(
     "The components of a wind: u = -speed sin(direction), v = -speed cos(direction)."
     angle = np.radians(direction)
     return -speed * np.sin(angle), -speed * np.cos(angle)
+
+
+# %% ../../nbs/42_io_plan.ipynb #df462242
+@dataclass(frozen=True)
+class Absent(Derivation):
+    "A variable that the model never writes: no value anywhere."
+
+    like: Derivation  # of another variable, for the shape
+
+    def parts(self):
+        return (self.like,)
+
+    def compute(self, like):
+        return np.full_like(like, np.nan)
+
+    def describe(self):
+        return "not written by this model, missing"
 
 
 # %% ../../nbs/42_io_plan.ipynb #d91864d7
@@ -649,12 +667,26 @@ def plan(
     for time, index in index_by_time(fields, the_source(source)).items():
         for lead_time in index.lead_times:
             found = tuple((v, find_derivation(index, v, lead_time)) for v in variables)
+            found = _with_absent(found, index.source)
             missing = [v for v, derivation in found if derivation is None]
             if missing:
                 dropped.append((time, lead_time, missing))
                 continue
             steps.append(Step(time, lead_time, _one_grid(found, lead_time), found))
     return steps, dropped
+
+
+def _with_absent(found, source) -> tuple:
+    "The derivations, with one for each variable that the source declares absent."
+    known = [derivation for _, derivation in found if derivation is not None]
+    if not known:
+        return found
+    out = []
+    for variable, derivation in found:
+        if derivation is None and variable in source.absent:
+            derivation = Absent(known[0])
+        out.append((variable, derivation))
+    return tuple(out)
 
 
 def _one_grid(derivations, lead_time):
@@ -680,7 +712,9 @@ def evaluate(
     where = f"{file_name}, reference time {time}, lead time {step.lead_time:g} h"
     known, out, clipped = {}, [], 0
     for name, derivation in step.derivations:
-        values, negative = derive.check_values(derivation.values(known), name, f"{where}: {name}")
-        out.append(values)
+        values, negative = derivation.values(known), 0
+        if not isinstance(derivation, Absent):
+            values, negative = derive.check_values(values, name, f"{where}: {name}")
+        out.append(values.astype(np.float32, copy=False))
         clipped += negative
     return np.stack(out), clipped

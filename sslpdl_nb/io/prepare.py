@@ -80,7 +80,10 @@ def forecast_on_grid(
         expected = "a forecast of at least half of the model's grid"
         raise GridError(mismatch(f"{where}: grid", expected, f"{covered:.0%} of it"))
     lead = np.tile(nwp["lead_time"].values, nwp.sizes["time"]) / np.timedelta64(1, "h")
+    absent = str(nwp.attrs.get("absent_variables", "")).split()
     for i, k in np.argwhere(~known.any((2, 3))):
+        if VARIABLE_NAMES[k] in absent:
+            continue
         what = f"{where}: {VARIABLE_NAMES[k]}, lead time {lead[i]:g} h"
         raise DataError(mismatch(what, "values", "all missing on the model's grid"))
     rain = np.full_like(forecast[:, 0], np.nan)
@@ -90,6 +93,7 @@ def forecast_on_grid(
             "rain": (("sample", "y", "x"), rain),
         },
         dict(variable=list(VARIABLE_NAMES), lead_time=("sample", lead)),
+        dict(absent_variables=" ".join(absent)) if absent else {},
     )
 
 
@@ -379,6 +383,8 @@ def _begin_store(out, grid, samples, *, paths, question, fresh):
         raise DataError(mismatch(str(out), "a new folder", "one with something else in it"))
     attrs = _carried_attributes(paths["rain"][0]) | dict(options=json.dumps(options))
     attrs |= dict(Conventions="CF-1.11", title="samples of forecast and observed rain", complete=0)
+    if question["source"].absent:
+        attrs["absent_variables"] = " ".join(question["source"].absent)
     _create(out, grid, samples, attrs, dict(fingerprint=fingerprint, samples=len(samples)))
 
 
