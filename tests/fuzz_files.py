@@ -294,7 +294,7 @@ def rain(path):
 FORMATS = {
     "GRIB 1": Format(grib1, partial(fields, "sslpdl_nb.io.grib", "grib_fields"), 16),
     "GRIB 2": Format(grib2, partial(fields, "sslpdl_nb.io.grib", "grib_fields"), 24),
-    "NetCDF classic": Format(partial(netcdf, "NETCDF3_CLASSIC"), netcdf_fields, 12, True),
+    "NetCDF classic": Format(partial(netcdf, "NETCDF3_CLASSIC"), netcdf_fields, 6, True),
     "NetCDF 64 bit": Format(partial(netcdf, "NETCDF3_64BIT"), netcdf_fields, 4, True),
     "NetCDF HDF5": Format(netcdf4, netcdf_fields, 12, True),
     "own form": Format(nwp, own_form, 2, True),

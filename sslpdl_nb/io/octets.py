@@ -166,6 +166,7 @@ def single_fields(
 # Edition 2: simple packing, complex packing, JPEG 2000, PNG, AEC (two numbers), run lengths
 _PACKINGS = (0, 2, 3, 40, 41, 42, 200)
 _COMPLEX = (2, 3)  # in groups; 3 also with differences
+_PICTURES = (40, 41)  # JPEG 2000 and PNG
 # Product templates of edition 2 that cover an interval: octet of section 4 where its end is told
 _INTERVAL_AT = {8: 34, 9: 47, 10: 35, 11: 37, 12: 36, 13: 68, 14: 64, 61: 44}
 _PRODUCTS = (*range(16), 60, 61)
@@ -189,6 +190,8 @@ def _values_fit(m: bytes) -> bool:
         return False
     if not _product_fits(m, at[4]):
         return False
+    if packing in _PICTURES and bits_per_value:
+        return _picture_fits(m[at[7] + 5 : -4], packing, values, bits_per_value)
     return packing not in _COMPLEX or _groups_fit(m, at[5], at[7], packing)
 
 
@@ -198,6 +201,19 @@ def _product_fits(m: bytes, at: int) -> bool:
     if template not in _PRODUCTS:
         return True
     return length >= _INTERVAL_AT.get(template, 10) + 24 + 4 * coordinates
+
+
+# %% ../../nbs/37_io_octets.ipynb #82388df2
+def _picture_fits(picture: bytes, packing: int, values: int, bits: int) -> bool:
+    "Whether a picture has one pixel for each value, each of enough bits."
+    if packing == 41:  # PNG; kinds of colour have 1, 3 or 4 channels
+        channels = {0: 1, 2: 3, 6: 4}.get(picture[25], 0)
+        pixels = integer(picture, 16, 4) * integer(picture, 20, 4)
+        return picture[1:4] == b"PNG" and pixels == values and picture[24] * channels >= bits
+    right, bottom, left, top = (integer(picture, at, 4) for at in (8, 12, 16, 20))
+    one_layer = picture[40:42] == b"\0\1" and picture[43:45] == b"\1\1"
+    begins_well = picture[:4] == b"\xff\x4f\xff\x51"
+    return begins_well and one_layer and (right - left) * (bottom - top) == values
 
 
 # %% ../../nbs/37_io_octets.ipynb #fd7c717c
