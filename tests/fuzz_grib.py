@@ -614,7 +614,8 @@ def minutes(begin, count, unit, many):
     months = 12 * begin.year + begin.month - 1 + count * MONTHS[unit]
     if not 12 < months < 12 * 9999:
         return f"{count} months"
-    later = datetime(months // 12, months % 12 + 1, 1) + (begin - begin.replace(day=1))
+    first = datetime(begin.year, begin.month, 1)
+    later = datetime(months // 12, months % 12 + 1, 1) + (begin - first)
     return (later - begin).total_seconds() / 60
 
 
