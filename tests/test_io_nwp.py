@@ -23,6 +23,7 @@ from synthetic import (
     era5,
     gfs,
     grib2,
+    komet,
     hrrr,
     icon_d2,
     icon_eu,
@@ -358,32 +359,6 @@ def test_era5_netcdf(tmp_path):
     for name, value in dict(gh500=5700, gh100=16500, rain=2, rh850=60).items():
         assert np.allclose(ds[name], value), name
     assert ds["latitude"].values[:, 0].tolist() == list(range(31, 46))
-
-
-KOMET_UNITS = dict(hgt="m", T="K", rh_liq="%", u="m/s", v="m/s", psl="Pa", t2m="K")
-KOMET_UNITS |= dict(u10m="m/s", v10m="m/s", rainc_acc="kg/m2", rainl_acc="kg/m2")
-
-
-def komet(folder, lead, rain):
-    "Two files of a lead time as the KoMet reader writes them: levels by number, time in the path."
-    path = Path(folder) / "202007/01/00"
-    path.mkdir(parents=True, exist_ok=True)
-    where = dict(
-        lats=("lats", np.linspace(30, 45, 6), {"units": "degrees_north"}),
-        lons=("lons", np.linspace(120, 135, 7), {"units": "degrees_east"}),
-    )
-    high, low = {}, {}
-    for name, value in dict(hgt=0.0, T=260.0, rh_liq=50.0, u=3.0, v=4.0).items():
-        high[name] = (("time", "levs", "lats", "lons"), np.full((1, 22, 6, 7), value))
-    pressures = np.array(SOURCES["komet-gdaps"].levels) * 100.0
-    high["hgt"][1][:] = derive.standard_height(pressures)[None, :, None, None]
-    surface = dict(psl=101000.0, t2m=290.0, u10m=1.0, v10m=1.0)
-    for name, value in (surface | dict(rainc_acc=rain, rainl_acc=rain / 2)).items():
-        low[name] = (("time", "lats", "lons"), np.full((1, 6, 7), value))
-    for data, kind in ((high, "dfp"), (low, "dfs")):
-        ds = xr.Dataset({n: (*v, {"units": KOMET_UNITS[n]}) for n, v in data.items()}, where)
-        ds.to_netcdf(path / f"{kind}_ft{lead:03}.nc")
-    return sorted(path.glob("*.nc"))
 
 
 def test_komet_gdaps(tmp_path):

@@ -16,7 +16,7 @@ pytest.importorskip("pyproj")  # first: see grib._eccodes
 pytest.importorskip("eccodes")
 
 from small_archive import typical
-from synthetic import era5, gfs, hrrr, icon_d2, icon_eu, rdaps_kim, truth, wrfout
+from synthetic import era5, gfs, hrrr, icon_d2, icon_eu, komet_gdaps, rdaps_kim, truth, wrfout
 
 from sslpdl_nb.cli import main
 from sslpdl_nb.core import VARIABLE_NAMES, DataError, get_config
@@ -78,7 +78,7 @@ def valid_times(made):
 def usable_times(source, made):
     "Valid times at which the rain of one hour is known: not at the first time of rain since start."
     times = np.array(valid_times(made), "datetime64[ns]")
-    return times[1:] if source == "rdaps-kim" else times
+    return times[1:] if source in ("rdaps-kim", "komet-gdaps") else times
 
 
 RECIPES = {  # --source: builder, grid of the samples
@@ -88,6 +88,7 @@ RECIPES = {  # --source: builder, grid of the samples
     "rdaps-kim": (rdaps_kim, TARGET),
     "icon-eu": (icon_eu, ALPS),
     "icon-d2": (icon_d2, SWITZERLAND),
+    "komet-gdaps": (komet_gdaps, TARGET),
     "wrfout": (wrfout, TARGET),
 }
 
@@ -107,7 +108,7 @@ def test_from_files_to_a_store_and_a_map(source, tmp_path, checkpoint):
     run("predict", files, "--source", source, *words, "--quiet")
     samples = open_store(store)
     assert samples["valid_time"].values.tolist() == usable_times(source, made).tolist()
-    if source != "wrfout":  # its fields are uniform, and checked with its reader
+    if source not in ("wrfout", "komet-gdaps"):  # uniform, and checked with their readers
         compare_with_truth(samples, grid)
     with xr.open_dataset(result) as ds:
         assert np.allclose(ds["probability"].sum("class"), 1, atol=1e-5)
