@@ -613,3 +613,17 @@ def test_damaged_groups_of_complex_packing_never_crash(tmp_path):
         content += grib2(grib._eccodes("test"), "kwbc", world(20.0)[0], "tp", rain * k, **about)
     (tmp_path / "packed").write_bytes(content)
     fuzz(tmp_path / "packed", tmp_path / "bad", READER, 120, wanted(tmp_path / "packed"))
+
+
+@pytest.mark.parametrize("parts, fits", [(0, True), (10**6, True), (1, False), (10**6 + 1, False)])
+def test_degrees_in_parts_need_a_basic_angle(tmp_path, parts, fits):
+    "Without a basic angle degrees are in millionths; ecCodes takes other parts at their word."
+    grid, _, lat = world(1.0, 30, 36, 120, 127)
+    keys = dict(subdivisionsOfBasicAngle=parts)
+    path = tmp_path / "parts.grib2"
+    path.write_bytes(grib2(grib._eccodes("test"), "kwbc", grid, "t", lat, ("ground", 2), keys=keys))
+    if fits:
+        assert np.allclose(grib_fields(path)[0].grid.lonlat()[1], lat[::-1])
+    else:
+        with pytest.raises(GridError, match=f"{parts} parts"):
+            grib_fields(path)

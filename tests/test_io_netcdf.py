@@ -13,6 +13,7 @@ from real import real
 
 from sslpdl_nb.core import DataError, GridError
 from sslpdl_nb.grids.types import LambertGrid, UnstructuredGrid
+from sslpdl_nb.io import netcdf
 from sslpdl_nb.io.fields import Source, open_file
 from sslpdl_nb.io.netcdf import netcdf_fields, netcdf_values, open_lazy
 
@@ -505,3 +506,43 @@ def test_an_ensemble_on_levels_and_a_file_without_steps_are_refused(tmp_path):
     )
     with pytest.raises(DataError, match="b.nc: .*at least one, found none in time"):
         netcdf_fields(tmp_path / "b.nc", ANALYSIS)
+
+
+# ------------------------------------------------------------------ headers of classic files
+
+
+@pytest.mark.parametrize("form", ["NETCDF3_CLASSIC", "NETCDF3_64BIT_OFFSET", "NETCDF3_64BIT_DATA"])
+def test_classic_headers_of_whole_files_fit(tmp_path, form):
+    import netCDF4
+
+    path = tmp_path / "classic.nc"
+    with netCDF4.Dataset(path, "w", format=form) as nc:
+        nc.createDimension("time", None)
+        nc.createDimension("x", 3)
+        nc.title, nc.numbers = "odd length", np.arange(5, dtype="i2")
+        nc.createVariable("nothing", "i1", ())
+        v = nc.createVariable("v", "f4", ("time", "x"))
+        v.units = "K"
+        v[0:2] = 7.0
+    assert (open_lazy(path)["v"].values == 7).all()
+
+
+def test_a_classic_header_that_announces_too_much_is_refused(tmp_path):
+    "The library would set memory aside for two thousand million entries, or end the process."
+    path = tmp_path / "classic.nc"
+    ds = xr.Dataset({"v": ("x", [1.0, 2.0], {"units": "K"})}, attrs=dict(title="t"))
+    ds.to_netcdf(path, format="NETCDF3_CLASSIC", engine="netcdf4")
+    good, refused = path.read_bytes(), 0
+    for at in range(8, len(good) - 16, 4):  # each number of the header in turn
+        path.write_bytes(good[:at] + b"\x7f\xff\xff\xf0" + good[at + 4 :])
+        try:
+            netcdf._check_header(path)
+        except ValueError:
+            refused += 1
+            with pytest.raises(DataError, match="classic.nc"):
+                open_lazy(path, keep_open=False)
+    assert refused > 10
+    for end in range(4, len(good) - 16, 7):
+        path.write_bytes(good[:end])
+        with pytest.raises(DataError, match="header"):
+            open_lazy(path, keep_open=False)

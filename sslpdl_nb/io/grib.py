@@ -270,6 +270,9 @@ _LONGITUDES = "longitudeOfFirstGridPoint longitudeOfLastGridPoint LoV orientatio
 
 def _require_earth(get):
     "GridError if a latitude or longitude that describes a grid is not on the Earth."
+    parts = get("subdivisionsOfBasicAngle")
+    if not get("basicAngleOfTheInitialProductionDomain") and parts not in (None, 0, 10**6):
+        raise GridError(f"degrees in {parts} parts without a basic angle")
     latitudes, longitudes = list(_LATITUDES), list(_LONGITUDES)
     if get("gridType") == "rotated_ll":
         latitudes.append("latitudeOfSouthernPole")

@@ -5,6 +5,7 @@
 # %% ../../nbs/40_io_netcdf.ipynb #dfd859db
 from __future__ import annotations
 
+import mmap
 import re
 import warnings
 from collections import OrderedDict
@@ -51,6 +52,86 @@ def _kept_open(file) -> xr.Dataset:
         return _OPEN[path][1]
 
 
+# %% ../../nbs/40_io_netcdf.ipynb #79602bfc
+_TYPE_OCTETS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}
+_DIMENSIONS, _VARIABLES, _ATTRIBUTES = 10, 11, 12  # what a list in the header holds
+
+
+class _ClassicHeader:
+    "The header of a classic NetCDF file; its methods raise ValueError where counts do not fit."
+
+    def __init__(self, content):
+        self.content, self.at = content, 4
+        self.count_octets = 8 if content[3] == 5 else 4
+        self.offset_octets = 4 if content[3] == 1 else 8
+
+    def skip(self, octets):
+        "Leave out octets, up to a multiple of four."
+        self.at += -(-octets // 4) * 4
+        if self.at > len(self.content):
+            raise ValueError("a header that announces more than the file holds")
+
+    def number(self, octets) -> int:
+        "The number in the next octets."
+        begin = self.at
+        self.skip(octets)
+        return int.from_bytes(self.content[begin : begin + octets], "big")
+
+    def count(self, least) -> int:
+        "How many things follow, of at least so many octets each."
+        n = self.number(self.count_octets)
+        if n * least > len(self.content) - self.at:
+            raise ValueError(f"a header that announces {n} entries, more than the file holds")
+        return n
+
+    def list_of(self, kind, least) -> int:
+        "How many entries a list of some kind has."
+        found, n = self.number(4), self.count(least)
+        if found != kind and (found or n):
+            raise ValueError(f"a header with a list of kind {found} instead of {kind}")
+        return n
+
+
+# %% ../../nbs/40_io_netcdf.ipynb #0e5869eb
+def _skip_attributes(header):
+    "Pass over a list of attributes."
+    for _ in range(header.list_of(_ATTRIBUTES, 12)):
+        header.skip(header.count(1))  # the name
+        octets = _TYPE_OCTETS.get(header.number(4))
+        if octets is None:
+            raise ValueError("a header with an attribute of unknown type")
+        header.skip(header.count(octets) * octets)
+
+
+def _check_classic_header(content):
+    "ValueError unless all counts in the header of a classic NetCDF file fit into the file."
+    header = _ClassicHeader(content)
+    header.skip(header.count_octets)  # the number of records
+    dimensions = header.list_of(_DIMENSIONS, 8)
+    for _ in range(dimensions):
+        header.skip(header.count(1))
+        header.skip(header.count_octets)  # the length
+    _skip_attributes(header)
+    for _ in range(header.list_of(_VARIABLES, 24)):
+        header.skip(header.count(1))
+        rank = header.count(header.count_octets)
+        if any(header.number(header.count_octets) >= dimensions for _ in range(rank)):
+            raise ValueError("a header with a variable on a dimension that there is not")
+        _skip_attributes(header)
+        if header.number(4) not in _TYPE_OCTETS:
+            raise ValueError("a header with a variable of unknown type")
+        header.skip(header.count_octets + header.offset_octets)
+
+
+def _check_header(path):
+    "ValueError for a classic NetCDF file with a damaged header; other files are not looked at."
+    with open(path, "rb") as file:
+        if file.read(3) != b"CDF":
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _check_classic_header(content)
+
+
 # %% ../../nbs/40_io_netcdf.ipynb #68ab1bb0
 def open_lazy(
     file,  # RawFile or path, NetCDF or Zarr
@@ -72,6 +153,8 @@ def open_lazy(
 def _open_anew(file) -> xr.Dataset:
     "A dataset of its own, refused if its variables claim more bytes than the file can hold."
     engine = "zarr" if file.file_type == "Zarr" else "netcdf4"
+    if engine == "netcdf4":
+        _check_header(file.path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

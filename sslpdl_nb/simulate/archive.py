@@ -30,6 +30,7 @@ from sslpdl_nb.core import (
     disk_errors,
     exclusive,
     mismatch,
+    usable_cores,
     write_json,
 )
 
@@ -513,7 +514,7 @@ def _make_batches(size, plan, work, device, workers, bar):
         _write_batch(size, plan, part, group, work)
 
     if workers is None:
-        workers = 1 if "cuda" in str(device) else os.cpu_count() or 1
+        workers = 1 if "cuda" in str(device) else usable_cores()
     todo = [g for g in range(size.groups) if not (work / f"group-{g:03d}.json").exists()]
     bar.update((size.groups - len(todo)) * size.starts)
     with _one_thread(), ThreadPoolExecutor(workers) as pool:
