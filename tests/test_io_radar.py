@@ -450,6 +450,67 @@ def test_a_month_of_imerg_is_not_half_an_hour(tmp_path):
         rain_fields(imerg(tmp_path / "other.h5", name="randomError"))
 
 
+def with_times(path, units, times, bounds=None, calendar=None):
+    "An IMERG file with other numbers for its times."
+    with h5py.File(imerg(path), "r+") as h:
+        group = h["Grid"]
+        del group["time"], group["time_bnds"]
+        group["time"] = times
+        if units is not None:
+            group["time"].attrs["units"] = np.bytes_(units)
+        if calendar is not None:
+            group["time"].attrs["calendar"] = np.bytes_(calendar)
+        if bounds is not None:
+            group["time_bnds"] = bounds
+    return path
+
+
+@pytest.mark.parametrize(
+    "units, number, calendar",
+    [
+        ("seconds since 2020-07-01 12:00:00 UTC", 1800, None),
+        ("seconds since 2020-07-01 12:00:00", 1800, "julian"),  # as real files have it
+        ("seconds since 2020-07-01T12:00:00Z", 1800, "standard"),
+        ("days since 2020-06-30", 1.5 + 1 / 48, None),
+        ("hours since 1980-01-06 00:00:00 UTC", 354900.5, None),
+        ("minutes since 2020-07-01 00:30 UTC", 720, None),
+    ],
+)
+def test_the_clock_of_imerg_is_read_with_its_unit_and_hour(tmp_path, units, number, calendar):
+    image = imerg_fields(with_times(tmp_path / "i.h5", units, [number], calendar=calendar))[0]
+    assert image.reference_time == np.datetime64("2020-07-01T12:30")
+    assert (image.start_step, image.end_step) == (0, 0.5)
+
+
+def test_the_bounds_of_imerg_have_the_unit_of_its_times(tmp_path):
+    days, bounds = [0.5, 0.5 + 1 / 48], [[0.5, 0.5 + 1 / 48], [0.5 + 1 / 48, 0.5 + 1 / 24]]
+    file = with_times(tmp_path / "i.h5", "days since 2020-07-01", days, bounds)
+    with h5py.File(file, "r+") as h:
+        del h["Grid/precipitation"]
+        h["Grid/precipitation"] = np.full((2, 50, 30), 2.0, "f4")
+    assert [(f.start_step, f.end_step) for f in imerg_fields(file)] == [(0, 0.5), (0, 0.5)]
+    silent = RainSource(names=("precipitation",))  # its label, the end, is not that of the file
+    hour = read_qpe(file, silent)
+    assert hour["time"].values.tolist() == [np.datetime64("2020-07-01T13", "ns").astype(int)]
+
+
+@pytest.mark.parametrize(
+    "units, number, calendar, words",
+    [
+        (None, 0, None, "no unit"),
+        ("seconds", 0, None, "found seconds"),
+        ("moons since 2020-07-01", 0, None, "found moons since"),
+        ("seconds since 2020-07-01 12:00:00 KST", 0, None, "time zone.*KST"),
+        ("seconds since 2020-07-01", np.nan, None, "found seconds"),
+        ("seconds since 1980-01-06", 0, "noleap", "noleap"),
+    ],
+)
+def test_clocks_of_imerg_that_are_not_understood(tmp_path, units, number, calendar, words):
+    file = with_times(tmp_path / "clock.h5", units, [number], calendar=calendar)
+    with pytest.raises(DataError, match=f"clock.h5: time.*{words}"):
+        rain_fields(file)
+
+
 def test_forms_are_told_apart(tmp_path):
     assert hdf5_format(odim(tmp_path / "o.h5")) == "ODIM"
     assert hdf5_format(knmi(tmp_path / "k.h5")) == "KNMI"

@@ -13,12 +13,14 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from sslpdl_nb.core import DataError, GridError, SSLPDLError, mismatch
 from sslpdl_nb.grids.types import ProjectedGrid, projected_grid
 from sslpdl_nb.io.fields import Field, as_raw_file
 from sslpdl_nb.io.grib import grib_fields
 from sslpdl_nb.io.lexicon import RainSource, the_rain_source
+from sslpdl_nb.io.times import decode_times
 
 # %% auto #0
 __all__ = [
@@ -431,21 +433,36 @@ def _units(data) -> str:
     return str(_attributes(data.parent, data.name).get("units", ""))
 
 
-def _imerg_times(seconds) -> np.ndarray:
-    "The times of an HDF5 variable of seconds since a date."
-    since = re.search(r"since (\d{4}-\d\d-\d\d)", _units(seconds))
-    epoch = np.datetime64(since[1] if since else "1970-01-01", "ns")
-    return epoch + seconds[:].astype("timedelta64[s]")
+_CALENDARS = ("standard", "gregorian", "proleptic_gregorian", "julian")  # alike since 1970
 
 
-def _imerg_minutes(group, source) -> float:
-    "The minutes of an image, from the bounds of its time or the source."
+def _imerg_dates(group, *names) -> np.ndarray:  # datetime64[ns]
+    "The dates in the last of some variables; its unit may stand at an earlier one."
+    about = _attributes(group, *names)
+    units, calendar = (str(about.get(n, "")) for n in ("units", "calendar"))
+    numbers = _numbers(group, names[-1])[:]
+    variable = xr.Variable("time", np.ravel(numbers), {"units": units})
+    dates = decode_times(xr.Dataset({"time": variable}))["time"].values
+    known = dates.dtype.kind == "M" and not np.isnat(dates).any()
+    if not known or (calendar or "standard").lower() not in _CALENDARS:
+        expected = "dates such as seconds since 1980-01-06 00:00:00 UTC"
+        what = f"{group.file.filename}: {names[-1]}"
+        raise DataError(mismatch(what, expected, f"{units or 'no unit'} {calendar}".strip()))
+    return dates.reshape(numbers.shape)
+
+
+def _imerg_hours(group, times, source) -> list:
+    "First and last hour of each image, from the bounds of its time or the source."
     minutes = source.minutes or 30
-    if "time_bnds" in group:
-        found = float(np.diff(_numbers(group, "time_bnds")[0]).item()) / 60
-        if abs(found - minutes) > 0.1:
-            raise DataError(mismatch("minutes of an image", f"{minutes:g}", f"{found:g}"))
-    return minutes
+    if "time_bnds" not in group:
+        return [hours_covered(source, minutes)] * len(times)
+    bounds = _imerg_dates(group, "time", "time_bnds").reshape(len(times), 2)
+    found = np.diff(bounds).ravel() / np.timedelta64(1, "m")
+    wrong = found[np.abs(found - minutes) > 0.1]
+    if wrong.size:
+        raise DataError(mismatch("minutes of an image", f"{minutes:g}", f"{wrong[0]:g}"))
+    begins = (bounds[:, 0] - times) / np.timedelta64(1, "h")
+    return [(begin, begin + minutes / 60) for begin in begins.tolist()]
 
 
 # %% ../../nbs/45_io_radar.ipynb #faf07c99
@@ -453,7 +470,10 @@ def imerg_fields(
     file,  # RawFile or path, HDF5
     source="imerg",  # key of RAIN_SOURCES or a RainSource
 ) -> list:  # of Field, mm/h
-    "The half hours of an IMERG file. Raises DataError if it has none of the names of the source."
+    """The half hours of an IMERG file.
+
+    Raises DataError if it has none of the names of the source, or times that are no dates.
+    """
     file, source = as_raw_file(file), the_rain_source(source)
     with _hdf5(file.path, "an IMERG file") as h:
         group = h["Grid"]
@@ -464,10 +484,14 @@ def imerg_fields(
         units = _units(group[name]) or "mm/hr"
         axes = [_numbers(group, name)[:] for name in ("lon", "lat")]
         grid = projected_grid("+proj=longlat +R=6371229 +no_defs", *axes)
-        times = _imerg_times(_numbers(group, "time"))
-        about = dict(grid=grid, hours=hours_covered(source, _imerg_minutes(group, source)))
-    reads = [partial(_imerg_values, str(file.path), name, k) for k in range(len(times))]
-    return [rain_image(file, r, time=t, units=units, **about) for r, t in zip(reads, times)]
+        times = _imerg_dates(group, "time")
+        periods = _imerg_hours(group, times, source)
+    out = []
+    for k, (time, hours) in enumerate(zip(times, periods)):
+        read = partial(_imerg_values, str(file.path), name, k)
+        image = rain_image(file, read, grid=grid, time=time, hours=hours, units=units)
+        out.append(image)
+    return out
 
 
 # %% ../../nbs/45_io_radar.ipynb #ffb8f1c3
