@@ -102,6 +102,47 @@ def test_a_cropped_file_has_the_fields_that_its_variables_make(tmp_path):
     assert {"t", "gh", "v", "tp"} <= names and not {"u", "r", "2t"} & names
 
 
+def test_rain_in_full_buckets_is_added(tmp_path):
+    def with_buckets(size):
+        def change(ds):
+            dims = ds["RAINNC"].dims
+            ds["I_RAINC"] = (dims, np.full(ds["RAINC"].shape, 1, "i4"))
+            ds["I_RAINNC"] = (dims, np.full(ds["RAINNC"].shape, 2, "i4"))
+            return ds.assign_attrs(BUCKET_MM=np.float32(size))
+
+        return change
+
+    fields = wrf_fields(changed(tmp_path, with_buckets(100), "full.nc"))
+    for k in (1, 2):
+        step = [f for f in fields if f.end_step == k]
+        assert np.allclose(at(step, name="tp"), 2 * k + 300)
+    fields = wrf_fields(changed(tmp_path, with_buckets(-1), "none.nc"))  # WRF's default
+    assert np.allclose(at([f for f in fields if f.end_step == 2], name="tp"), 4)
+
+
+@pytest.mark.parametrize(
+    "gone, attributes, expected",
+    [
+        (["RAINC"], {}, None),
+        (["RAINC"], {"CU_PHYSICS": 1}, None),
+        (["RAINC"], {"CU_PHYSICS": 0}, 3.0),
+        (["RAINNC"], {"CU_PHYSICS": 0}, None),
+        (["RAINNC"], {}, None),
+        ([], {"SHCU_PHYSICS": 0}, 4.0),
+        ([], {"SHCU_PHYSICS": 2}, None),  # and no RAINSH
+        ([], {"BUCKET_MM": 100.0}, None),  # and no counts of buckets
+        (["RAINC"], {"CU_PHYSICS": 0, "BUCKET_MM": 0.0}, 3.0),
+    ],
+)
+def test_rain_of_which_a_part_was_cropped_is_no_rain(tmp_path, gone, attributes, expected):
+    path = changed(tmp_path, lambda ds: ds.drop_vars(gone).assign_attrs(attributes))
+    last = [f for f in wrf_fields(path) if f.end_step == 2]
+    if expected is None:
+        assert "tp" not in {f.name for f in last}
+    else:
+        assert np.allclose(at(last, name="tp"), expected)
+
+
 @pytest.mark.parametrize("name, dim", [("U", "west_east_stag"), ("PH", "bottom_top_stag")])
 def test_faces_cropped_like_cells_are_refused(tmp_path, name, dim):
     def crop(ds):

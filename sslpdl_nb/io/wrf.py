@@ -49,7 +49,6 @@ _PLAIN = {  # taken as they are: name in the file -> name, type of level, level
     "PSFC": ("sp", "surface", 0.0),
     "HGT": ("orog", "surface", 0.0),
 }
-_RAIN = ("RAINC", "RAINNC", "RAINSH")  # of three schemes, amounts since the start
 
 
 def _variable(ds, name, time) -> np.ndarray:
@@ -63,6 +62,39 @@ def _wrf_pressure(file, file_id, time) -> np.ndarray:
     "Pressure of all levels, Pa. A file that was written anew has another identity."
     ds = open_lazy(file)
     return _variable(ds, "P", time) + _variable(ds, "PB", time)
+
+
+# %% ../../nbs/41_io_wrf.ipynb #5b1f03d3
+_RAIN = ("RAINC", "RAINNC", "RAINSH")  # of three schemes, amounts since the start
+
+
+def _bucket(ds) -> float:
+    "The amount in a full bucket of rain, mm; 0 if the file has no buckets."
+    size = float(ds.attrs.get("BUCKET_MM", -1))
+    return size if size > 0 else 0.0
+
+
+def _rain_parts(ds) -> list:
+    "Names of the amounts that are the rain together; none if one of them or a count is missing."
+    needed = {"RAINNC"}
+    if int(ds.attrs.get("CU_PHYSICS", 1)) != 0:
+        needed.add("RAINC")
+    if int(ds.attrs.get("SHCU_PHYSICS", 0)) != 0:
+        needed.add("RAINSH")
+    parts = [name for name in _RAIN if name in ds]
+    if _bucket(ds):
+        needed |= {f"I_{name}" for name in parts if name != "RAINSH"}
+    return parts if all(name in ds for name in needed) else []
+
+
+def _rain(ds, time) -> np.ndarray:
+    "The rain since the start, mm."
+    total, size = 0.0, _bucket(ds)
+    for name in _rain_parts(ds):
+        total = total + _variable(ds, name, time)
+        if size and name != "RAINSH":
+            total = total + size * _variable(ds, f"I_{name}", time)
+    return total
 
 
 # %% ../../nbs/41_io_wrf.ipynb #12363f71
@@ -86,7 +118,7 @@ def _wrf_values(file, time, name, level) -> np.ndarray:
     ds = open_lazy(file)
     try:
         if name == "tp":
-            return sum(_variable(ds, n, time) for n in _RAIN if n in ds)
+            return _rain(ds, time)
         if level == 0:
             return _variable(ds, name, time)
         pressure = _wrf_pressure(file, file_identity(file.path), time)
@@ -252,7 +284,7 @@ def _fields_of_time(file, ds, time, levels) -> list:
         if own in ds:
             units = ds[own].attrs.get("units", "")
             add(own, 0, name=name, level_type=level_type, level=height, units=units, **instant)
-    if "RAINNC" in ds:
+    if _rain_parts(ds):
         units = ds["RAINNC"].attrs.get("units", "")
         add("tp", 0, name="tp", level_type="surface", level=0.0, units=units, start_step=0.0)
     pressure = _wrf_pressure(file, file_identity(file.path), time.number)
