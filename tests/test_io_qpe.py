@@ -423,6 +423,27 @@ def test_grib_of_an_instant_needs_minutes(tmp_path):
     assert np.allclose(read_qpe(tmp_path / "rate.grib2", hourly)["rain"], 1, atol=1e-4)
 
 
+def test_only_instants_take_the_minutes_of_the_source(tmp_path):
+    ec = pytest.importorskip("eccodes")
+    rain = np.full((3, 4), 6.0)
+    keys = dict(Ni=4, Nj=3, latitudeOfFirstGridPointInDegrees=42.0, jScansPositively=0)
+    keys |= dict(latitudeOfLastGridPointInDegrees=40.0, longitudeOfFirstGridPointInDegrees=260.0)
+    keys |= dict(longitudeOfLastGridPointInDegrees=263.0, iDirectionIncrementInDegrees=1.0)
+    keys |= dict(jDirectionIncrementInDegrees=1.0, centre="kwbc", table2Version=2)
+    keys |= dict(indicatorOfParameter=61, dataDate=20240701, dataTime=0)
+    hour, instant = (  # an amount of the first hour, and another that covers no time
+        message(ec, "regular_ll_sfc_grib1", keys | dict(timeRangeIndicator=4, P1=0, P2=1), rain),
+        message(ec, "regular_ll_sfc_grib1", keys | dict(timeRangeIndicator=0, P1=2, P2=0), rain),
+    )
+    (tmp_path / "mixed.grib").write_bytes(hour + instant)
+    ten = RainSource(names=("tp",), minutes=10)
+    hours = [(f.start_step, f.end_step) for f in rain_fields(tmp_path / "mixed.grib", ten)]
+    assert hours[0] == (0, 1)
+    assert hours[1] == pytest.approx((2 - 1 / 6, 2))
+    ds = read_qpe(tmp_path / "mixed.grib", ten)
+    assert ds.sizes["time"] == 1 and np.allclose(ds["rain"], 6)
+
+
 # ------------------------------------------------------------------ files of other kinds
 
 OTHERS = {  # first bytes as they are in real files, and a word of the reason

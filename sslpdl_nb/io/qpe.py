@@ -231,17 +231,20 @@ def _grib_images(file, source) -> list:
 
 
 def _with_hours(fields, source) -> list:
-    "Fields as they are; those of an instant get the minutes of the source."
-    if all(f.start_step < f.end_step for f in fields):
-        _refuse_advice(source, "GRIB")
-        return fields
-    _refuse_advice(source, "GRIB", ("minutes", "time_label"))
-    if source.minutes is None:
-        f = fields[0]
+    "Fields as they are; only those of an instant get the minutes of the source."
+    instants = [f for f in fields if _length(f) <= 0]
+    _refuse_advice(source, "GRIB", ("minutes", "time_label") if instants else ())
+    if instants and source.minutes is None:
+        f = instants[0]
         expected = f"the hours of each message, or RainSource(names=({f.name!r},), minutes=...)"
         raise DataError(mismatch(f"{f.file_name}: {f.name}", expected, "an instant"))
+    return [_with_minutes(f, source) if _length(f) <= 0 else f for f in fields]
+
+
+def _with_minutes(f, source):
+    "A field of an instant with the hours of the source."
     begin, end = hours_covered(source, source.minutes)
-    return [replace(f, start_step=f.end_step + begin, end_step=f.end_step + end) for f in fields]
+    return replace(f, start_step=f.end_step + begin, end_step=f.end_step + end)
 
 
 _OTHER_FORMATS = {  # first bytes -> what that is
