@@ -248,3 +248,12 @@ def test_wgrib2_tells_the_start_in_attributes(tmp_path, kind, expected):
         return
     with pytest.raises(DataError, match=expected):
         netcdf_fields(path, ANY)
+
+
+def test_a_path_that_is_a_text_is_searched_and_named():
+    pattern = r"(?P<year>\d{4})(?P<month>\d\d)(?P<day>\d\d)(?P<hour>\d\d)_(?P<lead>\d+)"
+    source = Source(fields={}, path=pattern)
+    (step,) = time_steps(xr.Dataset(), None, source, "runs/2024070106_12.nc")
+    assert (step.reference_time, step.lead_time) == (DAY + 6 * HOUR, 12)
+    with pytest.raises(DataError, match="runs/a.nc: name: expected a match of .*, found a.nc"):
+        time_steps(xr.Dataset(), None, source, "runs/a.nc")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -407,7 +408,7 @@ def _step_of_path(pattern, path) -> Step:
     "The step that the path of a file tells."
     found = re.search(pattern, str(path))
     if not found:
-        raise DataError(mismatch(f"{path}: name", f"a match of {pattern!r}", path.name))
+        raise DataError(mismatch(f"{path}: name", f"a match of {pattern!r}", Path(path).name))
     d = found.groupdict()
     start = np.datetime64(f"{d['year']}-{d['month']}-{d['day']}T{d['hour']}", "ns")
     return Step(start, float(d.get("lead", 0)), {})
