@@ -60,11 +60,11 @@ def test_the_general_table_knows_all_names_of_grib():
         "icon-d2",
     ):
         unknown = names_in(SOURCES[name]) - names_in(SOURCES["grib"])
-        assert unknown <= {"prate"}, (name, unknown)
+        assert not unknown, (name, unknown)
         for variable in VARIABLE_NAMES:
             known = {key for parts in alternatives(SOURCES["grib"], variable) for key in parts}
             mine = {key for parts in alternatives(SOURCES[name], variable) for key in parts}
-            assert {key for key in mine if key[0] != "prate"} <= known
+            assert mine <= known
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,17 @@ def test_the_general_table_knows_all_names_of_grib():
 def test_signs_point_to_one_model(text, name):
     found = [n for n, source in SOURCES.items() if source.signs and re.search(source.signs, text)]
     assert [n for n in found if not n.endswith("-netcdf")] == ([name] if name else [])
+
+
+def test_the_general_table_prefers_amounts_of_rain_to_rates():
+    *amounts, last = alternatives(SOURCES["grib"], "rain")
+    assert last == (("prate", "surface", 0.0),)
+    assert amounts[0] == (("tp", "surface", 0.0),) and last not in amounts
+
+
+def test_levels_above_the_top_or_outside_of_the_kept_part():
+    where = SOURCES["wrfout"].elsewhere
+    assert "top of the model" in where and "kept" in where and "100 hPa" not in where
 
 
 def test_order_sums_and_levels():

@@ -110,7 +110,7 @@ def _joined(*tables) -> dict:
 # %% ../../nbs/42_io_lexicon.ipynb #e8c8bdb3
 SOURCES = {
     "grib": Source(
-        fields=_joined(PRESSURE, SURFACE, ECMWF, KOREA, DWD),
+        fields=_joined(PRESSURE, SURFACE, ECMWF, KOREA, DWD, {"rain": "prate surface 0"}),
         about="the names of all GRIB models below",
     ),
     "wrf": Source(
@@ -123,7 +123,8 @@ SOURCES = {
         fields=PRESSURE | SURFACE,
         about="raw WRF output",
         tried="real: surface, 850 hPa; built: all",
-        elsewhere="raw WRF output: 100 hPa must lie below the top of the model, p_top_requested",
+        elsewhere="raw WRF output: levels above the top of the model, or of the part that was "
+        "kept, cannot be made",
     ),
     "hrrr": Source(
         fields=PRESSURE | SURFACE | {"slp": "mslma meanSea 0 | mslet meanSea 0"},
