@@ -194,6 +194,13 @@ def test_in_place_keeps_outputs_and_counts_and_nothing_else(nbs):
     assert path.read_bytes() == first
 
 
+def test_printed_lines_end_with_a_newline_only(nbs):
+    path = nbs / "00_a.ipynb"
+    notebook(path, "!printf 'one\\ntwo\\n'", "print('a 1\\ra 2', end='\\r\\n')")
+    assert run(nbs, "--in-place") == 0
+    assert texts(path) == texts(nbs.parent / "out" / path.name) == "one\ntwo\na 1\ra 2\n"
+
+
 def test_in_place_takes_no_other_parameters(nbs, capsys):
     notebook(nbs / "00_a.ipynb", "seed")
     (nbs.parent / "p.yaml").write_text("seed: 3")

@@ -175,6 +175,14 @@ def prepare_environment(nbs: Path):
         os.environ["SSLPDL_DATA"] = data if os.path.isabs(data) else os.path.relpath(data, nbs)
 
 
+def plain_newlines(notebook):
+    "End printed lines with a newline only: the terminal of a `!` line puts a return before it."
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = output.text.replace("\r\n", "\n")
+
+
 def execute(notebook, source: Path, target: Path, parameters: dict, nbs: Path, timeout: int | None):
     "Execute a notebook; the executed copy appears at `target` also when a cell fails."
     import papermill
@@ -202,6 +210,7 @@ def execute(notebook, source: Path, target: Path, parameters: dict, nbs: Path, t
         given.unlink()
         if running.exists():
             done = read_notebook(running)
+            plain_newlines(done)
             done.metadata.papermill.update(input_path=source.name, output_path=target.name)
             nbformat.write(done, running)
             os.replace(running, target)
