@@ -529,7 +529,8 @@ def mrms(path, *numbers, values=FLAGS):
     ec = pytest.importorskip("eccodes")
     keys = dict(centre=161, localTablesVersion=1, discipline=209, parameterCategory=6)
     keys |= dict(dataDate=20240701, dataTime=1200, productDefinitionTemplateNumber=0)
-    keys |= dict(typeOfFirstFixedSurface=102, gridType="regular_ll", jScansPositively=0)
+    keys |= dict(typeOfFirstFixedSurface=102, scaleFactorOfFirstFixedSurface=0)
+    keys |= dict(scaledValueOfFirstFixedSurface=0, gridType="regular_ll", jScansPositively=0)
     keys |= dict(
         Ni=4,
         Nj=2,
