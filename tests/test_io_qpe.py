@@ -5,6 +5,7 @@ Damage of any kind is refused by name and never crashes.
 
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -157,6 +158,21 @@ def test_imerg(tmp_path, epoch):
     assert str(ds["time"].values[0])[:16] == "2020-09-13T14:00"
     assert np.nanmax(ds["rain"]) == 3
     assert np.isnan(ds["rain"][0, 4, 3])
+
+
+@pytest.mark.parametrize("advice", [dict(units="0.1 mm/h"), dict(missing=-99.0)])
+def test_imerg_takes_no_advice_that_would_be_ignored(tmp_path, advice):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "imerg.h5", "w") as h:
+        group = h.create_group("Grid")
+        group["lon"], group["lat"] = np.arange(120, 121, 0.1), np.arange(30, 31, 0.1)
+        group["time"] = [0]
+        group["time"].attrs["units"] = np.bytes_("seconds since 2020-09-13 13:00:00 UTC")
+        group["precipitation"] = np.full((1, 10, 10), 2.0, "f4")
+    source = RainSource(names=("precipitation",), minutes=30, time_label="start")
+    assert len(rain_fields(tmp_path / "imerg.h5", source)) == 1
+    with pytest.raises(DataError, match=r"imerg.h5.*RainSource for IMERG"):
+        rain_fields(tmp_path / "imerg.h5", replace(source, **advice))
 
 
 def test_codes_for_missing_in_a_netcdf_grid(tmp_path):
@@ -327,6 +343,19 @@ def test_two_variables_that_may_be_meant_are_a_question(tmp_path):
         rain_fields(tmp_path / "two.nc")
     second = RainSource(names=("second",), minutes=10)
     assert len(rain_fields(tmp_path / "two.nc", second)) == 12
+
+
+def test_two_known_names_in_a_file_are_a_question(tmp_path):
+    ds = xr.open_dataset(cf_file(tmp_path / "one.nc", "rain")).load()
+    ds["tp"] = 10 * ds["rain"]
+    ds.to_netcdf(tmp_path / "two.nc")
+    with pytest.raises(DataError, match=r"two.nc: rain.*RainSource\(names=.*'rain', 'tp'"):
+        rain_fields(tmp_path / "two.nc")
+    values = [
+        rain_fields(tmp_path / "two.nc", RainSource(names=(name,), minutes=10))[0].read().max()
+        for name in ("rain", "tp")
+    ]
+    assert values == [1, 10]
 
 
 @pytest.mark.parametrize("units", ["m", "km"])
@@ -535,6 +564,11 @@ def test_windows_account_for_every_minute():
     with pytest.raises(GridError, match="grid"):
         other = projected_grid("+proj=longlat +R=6371229 +no_defs", [1.0, 2.0], [3.0, 4.0])
         accumulation_windows([*twelve, image(1.0, 1.5, grid=other)])
+
+
+def test_no_images_make_no_windows():
+    with pytest.raises(DataError, match="images of rain: expected at least one, found none"):
+        accumulation_windows([])
 
 
 def test_windows_of_several_hours_slide_by_one():

@@ -202,14 +202,14 @@ _NETCDF_SOURCES = ("stage", "meteonet", "imerg", "kma", "met-netcdf")
 
 def _recognise(ds, where) -> RainSource:
     "The source of a NetCDF file, from the name or the standard name of its rain."
-    known = [n for s in _NETCDF_SOURCES for n in RAIN_SOURCES[s].names if n in ds.data_vars]
-    if known and known[0] in RAIN_SOURCES["met-netcdf"].names:
-        return RAIN_SOURCES["met-netcdf"]
-    if known:
-        return RainSource(names=tuple(known))
-    rain = [n for n, v in ds.data_vars.items() if v.attrs.get("standard_name") in _STANDARD_NAMES]
+    known = {n for s in _NETCDF_SOURCES for n in RAIN_SOURCES[s].names}
+    rain = [n for n in ds.data_vars if n in known]
+    if not rain:
+        variables = ds.data_vars.items()
+        rain = [n for n, v in variables if v.attrs.get("standard_name") in _STANDARD_NAMES]
     if len(rain) == 1:
-        return RainSource(names=tuple(rain))
+        own = RAIN_SOURCES["met-netcdf"]
+        return own if rain[0] in own.names else RainSource(names=tuple(rain))
     names = " or ".join(RAIN_SOURCES["kma"].names)
     expected = f"one variable called {names}, or RainSource(names=(...,)) that says which it is"
     raise DataError(mismatch(f"{where}: rain", expected, rain or sorted(map(str, ds.data_vars))))
@@ -305,6 +305,7 @@ def _images_in(file, source) -> list:
         _refuse_advice(source or RAIN_SOURCES["odim"], "ODIM", ("minutes", "time_label"))
         return odim_fields(file, source or "odim")
     if form == "IMERG":
+        _refuse_advice(source or RAIN_SOURCES["imerg"], "IMERG", ("minutes", "time_label"))
         return imerg_fields(file, source or "imerg")
     ds = open_lazy(file)
     if {"azimuth", "range"} <= set(ds.variables):
@@ -394,11 +395,14 @@ def accumulation_windows(
 ) -> tuple:  # {end of the window: its images}; number of incomplete windows
     """Which images make which accumulation period.
 
-    Raises DataError if images overlap or are longer than a window, GridError for another grid.
+    Raises DataError if there are no images, or if they overlap or are longer than a window,
+    GridError for another grid.
     """
     if not 0 < min_valid <= 1 or accumulation <= 0:
         expected = "a positive length and a fraction up to 1"
         raise DataError(mismatch("accumulation, min_valid", expected, (accumulation, min_valid)))
+    if not images:
+        raise DataError(mismatch("images of rain", "at least one", "none"))
     images = _consistent(images, refused)
     lengths = [_length(f) for f in images]
     if max(lengths) > accumulation + 1e-6 or min(lengths) <= 0:
