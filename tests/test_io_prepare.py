@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event, Lock
+from time import sleep
 
 import numpy as np
 import pytest
@@ -575,6 +578,46 @@ def test_two_worker_processes(archive):
     here = open_store(go(archive, "here.zarr"))
     for name in ("forecast", "rain", "moments"):
         assert there[name].equals(here[name])
+
+
+@pytest.mark.parametrize("where", ["threads", "cluster"])
+def test_when_it_has_raised_nothing_is_written_any_more(archive, monkeypatch, where):
+    "The first run fails while another one still writes."
+    begun, guard, another, evaluate = [], Lock(), Event(), module.evaluate
+
+    def fails_or_is_slow(step):
+        with guard:
+            begun.append(step.reference_time)
+        if step.reference_time == begun[0]:
+            another.wait(30)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        another.set()
+        sleep(1)
+        return evaluate(step)
+
+    monkeypatch.setattr(module, "evaluate", fails_or_is_slow)
+    with ExitStack() as stack:
+        how = dict(workers=2)
+        if where == "cluster":
+            distributed = pytest.importorskip("distributed")
+            options = dict(n_workers=1, threads_per_worker=2, dashboard_address=None)
+            cluster = distributed.LocalCluster(processes=False, **options)
+            how = dict(scheduler=stack.enter_context(cluster).scheduler_address)
+        with pytest.raises(DataError, match="No space left"):
+            go(archive, **how)
+        done = [p.stem for p in (archive / "store.zarr/notes").glob("*.json")]
+    others = {str(time)[:16].replace(":", "") for time in begun[1:]}
+    assert set(done) == others and 1 <= len(others) < 4
+
+
+def test_a_cluster_that_is_not_there(archive, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    def impatient(address, timeout):
+        return Client(address, timeout="0.2s")
+
+    Client = distributed.Client
+    monkeypatch.setattr(distributed, "Client", impatient)
     with pytest.raises(DataError, match="cluster"):
         go(archive, "nowhere.zarr", scheduler="tcp://127.0.0.1:9")
 

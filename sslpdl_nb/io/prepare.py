@@ -10,10 +10,12 @@ import json
 import os
 import shutil
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from time import sleep
 from typing import NamedTuple
 
 import numpy as np
@@ -402,22 +404,41 @@ def _connect(scheduler):
         raise DataError(mismatch("--scheduler", f"a cluster at {scheduler}", error)) from error
 
 
+def _knows_any(keys, dask_worker) -> bool:
+    "Whether a worker still runs one of these tasks, or is to run it."
+    return any(key in dask_worker.state.tasks for key in keys)
+
+
+def _cancel(client, futures):
+    "Cancel what has not begun and wait for the rest."
+    client.cancel(futures)
+    keys = [future.key for future in futures]
+    while any(client.run(_knows_any, keys, on_error="ignore").values()):
+        sleep(0.1)
+
+
 def _compute(jobs, scheduler, workers, say, progress):
-    "All runs, on threads or on a cluster."
+    "All runs, on threads or on a cluster; after an error, those that have begun are ended first."
     import dask
+    from dask.system import CPU_COUNT
     from tqdm.dask import TqdmCallback
 
     tasks = [dask.delayed(_one_run, pure=False)(j) for j in jobs]
     if scheduler is None:
         say(f"{len(jobs)} runs on threads")
         bar = TqdmCallback(desc="runs", ncols=80) if progress else nullcontext()
-        with bar:
-            dask.compute(*tasks, scheduler="threads", num_workers=workers)
+        with bar, ThreadPoolExecutor(workers or CPU_COUNT) as pool:  # waits for its threads
+            dask.compute(*tasks, scheduler="threads", pool=pool)
         return
     with _connect(scheduler) as client:
         count = len(client.scheduler_info()["workers"])
         say(f"{len(jobs)} runs on {count} workers at {scheduler}")
-        client.gather(client.compute(tasks))
+        futures = client.compute(tasks)
+        try:
+            client.gather(futures)
+        except BaseException:
+            _cancel(client, futures)
+            raise
 
 
 # %% ../../nbs/47_io_prepare.ipynb #f7d20c64
