@@ -257,3 +257,43 @@ def test_a_path_that_is_a_text_is_searched_and_named():
     assert (step.reference_time, step.lead_time) == (DAY + 6 * HOUR, 12)
     with pytest.raises(DataError, match="runs/a.nc: name: expected a match of .*, found a.nc"):
         time_steps(xr.Dataset(), None, source, "runs/a.nc")
+
+
+def with_starts(path, times, starts, name="start_time", **attrs):
+    "A file with two dates along time, in hours of a day; the one that is no axis comes first."
+    coords = {name: ("time", DAY + np.array(starts) * HOUR, attrs)}
+    coords["time"] = DAY + np.array(times) * HOUR
+    ds = one_variable("pr", ("time", "lat", "lon"), 1, "mm", **coords, **degrees())
+    ds.to_netcdf(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "times, starts, name",
+    [
+        ([1, 2, 3], [0, 1, 2], "start_time"),
+        ([1], [0], "start_time"),
+        ([744, 1440], [0, 744], "start"),  # months are not equally long
+        ([0, 1], [1, 2], "base_time"),
+    ],
+)
+def test_the_begin_of_an_accumulation_is_no_reference_time(tmp_path, times, starts, name):
+    path = with_starts(tmp_path / "a.nc", times, starts, name)
+    expected = f"forecast_reference_time, if {name} is it.*only time.*analysis=True"
+    with pytest.raises(DataError, match=f"a.nc: .*{expected}"):
+        netcdf_fields(path, ANY)
+    found = [(f.reference_time, f.end_step) for f in netcdf_fields(path, ANALYSIS)]
+    assert found == [(DAY + hour * HOUR, 0) for hour in times]
+
+
+def test_starts_that_are_told_to_be_reference_times_or_are_one_forecast(tmp_path):
+    def leads(path):
+        fields = netcdf_fields(path, ANY)
+        return [((f.reference_time - DAY) / HOUR, f.end_step) for f in fields]
+
+    told = dict(standard_name="forecast_reference_time")
+    assert leads(with_starts(tmp_path / "a.nc", [1, 2], [0, 1], **told)) == [(0, 1), (1, 1)]
+    path = with_starts(tmp_path / "b.nc", [1, 2], [0, 1], name="init_time")
+    assert leads(path) == [(0, 1), (1, 1)]
+    path = with_starts(tmp_path / "c.nc", [1, 2, 3], [0, 0, 0])
+    assert leads(path) == [(0, 1), (0, 2), (0, 3)]

@@ -150,6 +150,7 @@ def _real_or_none(v):
 
 # %% ../../nbs/39_io_times.ipynb #3c8e6e3e
 _REFERENCE = re.compile("ref|init|run|analysis|cycle|start|base|issue", re.IGNORECASE)
+_CERTAIN = re.compile("ref|init|run|analysis|cycle|issue", re.IGNORECASE)
 
 
 class _Times(NamedTuple):
@@ -158,6 +159,7 @@ class _Times(NamedTuple):
     references: list  # reference times: one entry or none
     dates: list  # other dates
     durations: list  # lead times: one entry or none
+    begins: list  # dates that may be the begin of a forecast or of a period: not used
 
 
 def _tells_time(ds, name) -> bool:
@@ -196,6 +198,21 @@ def is_static(
 
 
 # %% ../../nbs/39_io_times.ipynb #2c894487
+def _possible_begins(ds, dates) -> list:
+    "Dates called start or base that differ from each other, beside another date at each of them."
+    valid = [n for n in dates if not _is_reference(ds, n)]
+    out = []
+    for n in dates:
+        certain = n in valid or _CERTAIN.search(str(n))
+        if certain or _standard_name(ds[n]) == "forecast_reference_time" or ds[n].ndim == 0:
+            continue
+        known = ds[n].values[~np.isnat(ds[n].values)]
+        differ = np.unique(known).size == known.size
+        if differ and any(ds[other].dims == ds[n].dims for other in valid):
+            out.append(n)
+    return out
+
+
 def _time_names(ds, variable=None) -> _Times:
     "Which variables tell the times of one variable; of any if it is None."
     names = [n for n in ds.variables if _tells_time(ds, n)]
@@ -209,13 +226,15 @@ def _time_names(ds, variable=None) -> _Times:
 
     dates = [n for n in names if ds[n].dtype.kind == "M"]
     dates.sort(key=lambda n: (str(n).startswith("valid"), later(n), n not in named))
+    begins = _possible_begins(ds, dates)
+    dates = [n for n in dates if n not in begins]
     durations = [n for n in names if ds[n].dtype.kind == "m"]
     durations.sort(key=lambda n: (_standard_name(ds[n]) != "forecast_period", later(n)))
     references = [n for n in dates if _standard_name(ds[n]) == "forecast_reference_time"]
     if not references:
         references = [n for n in dates if _REFERENCE.search(str(n))]
     others = [n for n in dates if n not in references]
-    return _Times(references=references[:1], dates=others, durations=durations[:1])
+    return _Times(references[:1], others, durations[:1], begins)
 
 
 # %% ../../nbs/39_io_times.ipynb #e1871d75
@@ -427,6 +446,8 @@ def _no_times(ds, times, what) -> DataError:
         date = (times.dates + times.references)[0]
         if ds[date].size == 0:
             return DataError(mismatch(what, "at least one", f"none in {date}"))
+        if times.begins:
+            expected += f" (standard_name forecast_reference_time, if {times.begins[0]} is it)"
         found = f"only {date}: if that is when an analysis or observation is valid, say so by "
         return DataError(mismatch(what, expected, found + "Source(..., analysis=True), --analysis"))
     found = f"coordinates {sorted(map(str, ds.coords))}"
