@@ -25,7 +25,6 @@ from synthetic import (
     grib2,
     komet,
     hrrr,
-    icon_d2,
     icon_eu,
     lambert,
     one_variable,
@@ -408,7 +407,6 @@ LACKING = {  # source: (how its files are built, which of them are read, what is
     "gfs": (gfs, lambda f: f.level_type != "isobaricInhPa" or f.level == 500, "gh850", "pgrb2"),
     "era5": (era5, "single-levels", "gh100, gh500, gh850, rh500, rh850", "era5-pressure-levels"),
     "rdaps-kim": (rdaps_kim, "pres", "slp, t2m, u10, v10, rain", "_unis_h"),
-    "icon-d2": (icon_d2, "", "gh100", "highest level is 200 hPa"),
     "icon-eu": (icon_eu, "single-level", "gh100, gh500, gh850, rh500, rh850", "relhum"),
 }
 

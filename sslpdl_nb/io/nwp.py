@@ -459,8 +459,9 @@ def _nothing_found(fields, source, variables, names) -> DataError:
 def _amounts_without_hours(fields, source) -> list:
     "Amounts of rain of which nobody says which hours they cover."
     keys = {key for parts in alternatives(source, "rain") for key in parts}
-    rain = [f for f in fields if f.key in keys and f.start_step == f.end_step > 0]
-    return [f for f in rain if is_amount(f.units)]
+    rain = [f for f in fields if f.key in keys and f.start_step == f.end_step]
+    at_the_start = [f for f in rain if f.end_step == 0 and not source.analysis]  # 0 mm so far
+    return [f for f in rain if f not in at_the_start and is_amount(f.units)]
 
 
 # %% ../../nbs/44_io_nwp.ipynb #8c03f8ab
