@@ -88,6 +88,7 @@ def test_what_is_missing_and_where_it_is(tmp_path):
     report = only(tmp_path)
     assert report.source == "icon-d2" and report.missing == ["gh100"]
     assert "highest level is 200 hPa" in line(report, "what is missing")
+    assert f"--nwp {tmp_path} " in report.then[0]  # it is in no file: nothing to wait for
     assert "z is at 850, 500" in str(report) and "31 files" in report.title
     assert all(len(text) <= 100 for text in str(report).splitlines()[1:] if "next:" not in text)
 
@@ -100,7 +101,83 @@ def test_a_message_of_nobody_is_read_with_the_general_table(tmp_path):
     (tmp_path / "some file.grib2").write_bytes(content)
     report = only(tmp_path)
     assert report.source == "grib" and len(report.missing) == 14
-    assert "'" in report.then[-1]  # a name with a space can be copied
+    assert len(report.then) == 3 and "some file" not in " ".join(report.then)
+    assert all(" FORECASTS --" in text for text in report.then[1:])  # one file is not enough
+
+
+def rain_message(folder, hour, since, **grid):
+    "A GRIB file with an amount of rain."
+    ec, (keys, _, lat) = grib._eccodes("test"), world(**({"step": 10.0} | grid))
+    content = grib2(ec, "kwbc", keys, "tp", hour + 0 * lat, hour=hour, since=since)
+    (folder / f"gfs.t00z.pgrb2.f{hour:03}").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "periods, option",
+    [
+        ([(3, 0)], "--accumulation 3 "),
+        ([(3, 0), (6, 3)], "--accumulation 3 "),
+        ([(1, 0), (4, 1)], ""),  # mixed: one hour is what `prepare` takes anyhow
+        ([(6, 0), (9, 3)], "--accumulation 6 "),
+    ],
+)
+def test_the_period_of_the_command(periods, option, tmp_path):
+    for hour, since in periods:
+        rain_message(tmp_path, hour, since)
+    report = only(tmp_path)
+    assert report.then[1].endswith(f"--qpe RAIN_FILES {option}--out store.zarr")
+
+
+def test_rain_since_the_start_at_one_lead_time_only_gives_no_period(tmp_path):
+    ec, (keys, _, lat) = grib._eccodes("test"), world(10.0)
+    rain_message(tmp_path, 12, 0)
+    for hour in (15, 18):
+        content = grib2(ec, "kwbc", keys, "t", 280 + 0 * lat, ("ground", 2), hour)
+        (tmp_path / f"gfs.t00z.pgrb2.f{hour:03}").write_bytes(content)
+    report = only(tmp_path)
+    assert line(report, "rain rates") == "means of 12 h" and "1/3" in str(report)
+    assert "--accumulation" not in " ".join(report.then)
+
+
+def test_no_command_for_several_grids(tmp_path):
+    rain_message(tmp_path, 1, 0)
+    rain_message(tmp_path, 2, 1, step=5.0, east=355.0)
+    report = only(tmp_path)
+    assert len(report.then) == 1 and report.then[0].startswith("no command for 2 grids")
+
+
+def test_many_files_are_named_by_their_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "my radar"
+    folder.mkdir()
+    images = xr.open_dataset(os.path.join(SAMPLE, "qpe.nc"))
+    for k in range(4):
+        images.isel(time=[k]).to_netcdf(folder / f"{k}.nc")
+    images.close()
+    assert f"--qpe '{folder}' --out" in only(folder).then[0]
+    monkeypatch.chdir(tmp_path)
+    assert "--qpe 'my radar' --out" in only("my radar").then[0]
+    monkeypatch.chdir(folder)
+    report = only([f"{k}.nc" for k in range(4)])
+    assert "--qpe . --out" in report.then[0]
+    assert "--qpe 0.nc 1.nc --out" in only(["0.nc", "1.nc"]).then[0]
+
+
+def test_rain_of_our_own_form(tmp_path):
+    sample = os.path.join(SAMPLE, "nwp.nc")
+    report = only(sample)
+    assert line(report, "rain rates") == "means of 1 h" and "rain, mean of 1 h" in str(report)
+    with xr.open_dataset(sample, decode_timedelta=True) as ds:
+        ds = ds.isel(time=[0]).load()
+    ds.attrs.pop("source")
+    ds.to_netcdf(tmp_path / "unknown.nc")
+    report = only(tmp_path / "unknown.nc")
+    assert line(report, "rain rates").startswith("as written, of unknown hours")
+    assert "rate as written" in str(report) and "instantaneous" not in str(report)
+    hours = ("lead_time", [3.0, np.nan, 3.0])
+    ds.assign_coords(rain_accumulation=hours).to_netcdf(tmp_path / "three.nc")
+    report = only(tmp_path / "three.nc")
+    assert line(report, "rain rates") == "means of 3 h" and "rain, mean of 3 h" in str(report)
+    assert "--accumulation 3 " in report.then[0]
 
 
 def test_two_models_in_one_folder_are_two_reports(tmp_path):
@@ -261,7 +338,8 @@ def test_real_files_are_recognised():
     assert only(real("wrf-stage2-2005/stage2")).kind == "observed rain"
     hrrr = only(real("hrrr/subset_20201214_hrrr.t00z.wrfsfcf12.grib2"))
     assert hrrr.source == "hrrr" and "wrfprsf" in str(hrrr)
-    assert only(real("wrfout/ci_test_file.nc")).source == "wrfout"
+    katrina = only(real("wrfout/ci_test_file.nc"))
+    assert katrina.source == "wrfout" and "no command for 4 grids" in katrina.then[0]
     knmi = only(real("knmi-radar"), most=12)
     assert knmi.kind == "observed rain" and line(knmi, "period") == "5 min"
     kinds = {(r.kind, r.source) for r in inspect(real("meteonet-nw"))}

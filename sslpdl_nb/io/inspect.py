@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import textwrap
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +248,7 @@ def forecast_report(
     fields: list,  # of Field, as the chosen table knows them
     source: str,  # key of SOURCES
     findings: list,  # of Finding
+    periods: dict,  # lead time -> hours that its rain rates cover; empty where that is unknown
 ) -> Report:
     "What can be made of a forecast, and how to go on."
     report = Report(title, "forecast", findings=findings, source=source)
@@ -262,39 +265,60 @@ def forecast_report(
     if any(f.start_step < f.end_step for f in rain):
         names = ", ".join(sorted({f.name for f in rain}))
         report.add("rain", f"{names} of {_periods_in_words(rain)}")
-    hours = _accumulations(fields, source) if findings else set()
-    report.add("rain rates", hours and f"means of {numbers_in_words(hours)} h")
+    report.add("rain rates", _rates_in_words(periods, findings))
     for line in _levels_in_words([f for f in fields if is_asked_for(f, table)])[:12]:
         report.add("levels", line)
     return report
 
 
 # %% ../../nbs/48_io_inspect.ipynb #a729b9b2
-def _accumulations(fields, source) -> set:
-    "The hours that the rain rates of a forecast cover."
-    hours = set()
+def _rain_periods(fields, source) -> dict:
+    "Lead time -> hours that its rain rates cover; empty where there are none."
+    periods = defaultdict(set)
     for index in index_by_time(fields, SOURCES[source]).values():
-        rain = [find_derivation(index, "rain", lead_time) for lead_time in index.lead_times]
-        hours |= {r.accumulation for r in rain if r is not None and r.accumulation}
-    return hours
+        for lead_time in index.lead_times:
+            rain = find_derivation(index, "rain", lead_time)
+            known = rain is not None and rain.accumulation
+            periods[lead_time] |= {rain.accumulation} if known else set()
+    return periods
 
 
-def _add_commands(report, fields, paths):
+def _rates_in_words(periods, findings) -> str:
+    "Which hours the rain rates of a forecast cover; nothing if there are none."
+    hours = set().union(*periods.values())
+    if hours:
+        return f"means of {numbers_in_words(hours)} h"
+    made = any(f.variable == "rain" and f.found for f in findings)
+    return "as written, of unknown hours" if made else ""
+
+
+def _period_option(periods) -> str:
+    "The option for the shortest period of the rain, unless it is one hour."
+    shortest = min(set().union(*periods.values()), default=1)
+    with_rain = [lead_time for lead_time, hours in periods.items() if hours]
+    without = [lead_time for lead_time, hours in periods.items() if lead_time > 0 and not hours]
+    alone = len(with_rain) == 1 and without  # probably all rain since the start
+    return "" if shortest == 1 or alone else f"--accumulation {shortest:g} "
+
+
+def _add_commands(report, fields, periods, paths):
     "What to type next, and where to look for what is missing."
+    table = SOURCES[report.source]
     if not report.findings:
         report.add("problem", _problem(fields, report.source))
         return
     if report.missing:
-        where = SOURCES[report.source].elsewhere or "see -> in the table"
-        report.add("what is missing", where)
-        report.then.append("sslpdl inspect with the files of the missing variables, then")
-    option, many = f"--source {report.source}", _for_a_command(paths)
-    hours = _accumulations(fields, report.source)
-    if hours and max(hours) != 1:
-        period = f"--accumulation {min(hours):g} "
-    else:
-        period = ""
-    rain = f"--qpe RAIN_FILES {period}--out store.zarr"
+        report.add("what is missing", table.elsewhere or "see -> in the table")
+    grids = {f.grid for f in fields if is_asked_for(f, table)}
+    if len(grids) > 1:
+        report.then.append(f"no command for {len(grids)} grids; sslpdl inspect with files of one")
+        return
+    many = _for_a_command(paths)
+    if set(report.missing) - set(table.absent):
+        report.then.append("sslpdl inspect with these and the files of the missing variables, then")
+        many = "FORECASTS"  # all of them together
+    option = f"--source {report.source}"
+    rain = f"--qpe RAIN_FILES {_period_option(periods)}--out store.zarr"
     report.then.append(f"sslpdl prepare --nwp {many} {option} {rain}")
     option = "" if report.source in ("sslpdl", "wrfout") else f"{option} "
     result = "--checkpoint finetuned.safetensors --out rain.nc"
@@ -312,8 +336,9 @@ def _problem(fields, source) -> str:
 
 def _for_a_command(paths) -> str:
     "Paths as one would type them: all of a few, or their folder."
-    words = [f"'{p}'" if " " in str(p) else str(p) for p in paths]
-    return " ".join(words) if len(words) <= 3 else f"{Path(paths[0]).parent}/*"
+    if len(paths) > 3:
+        paths = [os.path.commonpath([Path(p).parent for p in paths]) or "."]
+    return " ".join(shlex.quote(str(p)) for p in paths)
 
 
 # %% ../../nbs/48_io_inspect.ipynb #223e41f1
@@ -348,11 +373,12 @@ def _grib_report(files) -> Report:
         report = Report(title, "other", [("type", "GRIB, no field that is known here")])
         report.lines += [("fields", line) for line in _levels_in_words(fields)[:10]]
         return report
-    report = forecast_report(title, known, source, findings)
+    periods = _rain_periods(known, source) if findings else {}
+    report = forecast_report(title, known, source, findings, periods)
     count = f"GRIB, {len(fields)} fields, {len(known)} of them with names of this table"
     report.lines.insert(0, ("type", count))
     report.lines += [*told[:5], *refused[:5]]
-    _add_commands(report, known, [file.path for file in files])
+    _add_commands(report, known, periods, [file.path for file in files])
     return report
 
 
@@ -389,14 +415,43 @@ def _netcdf_report(files) -> Report:
         source, known, findings = best_source(known_to, sign, among)
     if not known or findings and not any(f.found for f in findings):
         return _unknown_netcdf(files, ds, problems)
-    report = forecast_report(_title(files), known, source, findings)
+    periods = _rain_periods(known, source) if findings else {}
+    if source == "sslpdl" and findings:
+        periods = _own_periods(known, files)
+        findings = [_own_finding(f, periods) for f in findings]
+    report = forecast_report(_title(files), known, source, findings, periods)
     report.lines.insert(0, ("type", f"{files[0].file_type}, {len(known)} fields"))
     report.lines += told[:5]
-    _add_commands(report, known, [file.path for file in files])
+    _add_commands(report, known, periods, [file.path for file in files])
     return report
 
 
 # %% ../../nbs/48_io_inspect.ipynb #42c051a5
+def _own_periods(fields, files) -> dict:
+    "Lead time -> hours that the rain of our own form covers; empty if a file does not say it."
+    hours = [_own_hours(open_lazy(file)) for file in files]
+    known = set.union(*hours) if all(hours) else set()
+    return {f.end_step: known for f in fields}
+
+
+def _own_hours(ds) -> set:
+    "The hours that the rain of a file in our form covers; our simulation writes hourly means."
+    if "rain_accumulation" in ds.variables:
+        hours = np.ravel(ds["rain_accumulation"].values).astype(float)
+        return set(hours[np.isfinite(hours)].tolist())
+    simulated = re.search(r"simulated: .*sslpdl_nb", str(ds.attrs.get("source", "")))
+    return {1.0} if simulated else set()
+
+
+def _own_finding(finding, periods):
+    "A finding about rain of our own form in honest words: a rate tells nothing about its hours."
+    if finding.variable != "rain" or not finding.found:
+        return finding
+    hours = set().union(*periods.values())
+    what = f"mean of {numbers_in_words(hours)} h" if hours else "rate as written"
+    return replace(finding, how=f"rain, {what}")
+
+
 def _unknown_netcdf(files, ds, problems) -> Report:
     "The variables of a dataset that no table knows."
     report = Report(_title(files), "other")
