@@ -142,6 +142,22 @@ def test_a_zarr_store_is_one_file(tmp_path):
     assert list_files(tmp_path) == [tmp_path / "a.zarr"] == list_files(tmp_path / "a.zarr")
 
 
+def test_a_file_or_store_that_is_given_twice_is_listed_once(tmp_path, monkeypatch):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr/.zgroup").touch()
+    (tmp_path / "b.nc").write_bytes(b"CDF\x01")
+    store, file = tmp_path / "a.zarr", tmp_path / "b.nc"
+    assert list_files([file, store, file, store]) == [file, store]
+    assert list_files([tmp_path, file, store]) == [store, file]
+    assert list_files([file, tmp_path]) == [file, store]
+    monkeypatch.chdir(tmp_path)
+    assert [str(path) for path in list_files(["b.nc", file, f"../{tmp_path.name}/b.nc"])] == [
+        "b.nc"
+    ]
+    (tmp_path / "loop.nc").symlink_to("loop.nc")  # leads nowhere: told when it is opened
+    assert [path.name for path in list_files(tmp_path)] == ["a.zarr", "b.nc", "loop.nc"]
+
+
 def test_fields_are_made_by_keywords_and_compared_by_what_they_say():
     about = dict(
         name="tp",

@@ -5,6 +5,7 @@
 # %% ../../nbs/35_io_fields.ipynb #8a131fe7
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -160,7 +161,7 @@ pyc ipynb sh yaml yml toml cfg ctl inv md5 sha1 sha256 part tmp lock""".split()
 def list_files(
     paths,  # file, folder, or several of them
 ) -> list:  # of Path
-    """The data files in folders and their sub-folders.
+    """The data files in folders and their sub-folders, each of them once.
 
     Raises DataError if there are none, or a folder that may not be read.
     """
@@ -173,7 +174,10 @@ def list_files(
             out.append(path)
     if not out:
         raise DataError(mismatch("files", "at least one", f"none in {paths}"))
-    return out
+    first = {}  # place on the disk -> path
+    for path in out:
+        first.setdefault(os.path.realpath(path), path)
+    return list(first.values())
 
 
 # %% ../../nbs/35_io_fields.ipynb #8b3e811c
