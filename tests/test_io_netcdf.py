@@ -211,6 +211,23 @@ def test_other_files_and_damage_are_refused(tmp_path):
         open_lazy(path)
 
 
+def test_a_file_that_claims_far_more_than_it_can_hold_is_refused(tmp_path):
+    import netCDF4
+
+    for name, points in (("claims.nc", 10**11), ("zeros.nc", 10**6)):
+        with netCDF4.Dataset(tmp_path / name, "w") as ds:
+            ds.createDimension("x", points)
+            v = ds.createVariable("v", "f8", ("x",), zlib=True, chunksizes=(10**6,))
+            if name == "zeros.nc":
+                v[:] = 0
+    assert (tmp_path / "claims.nc").stat().st_size < 1e6  # nothing was written to it
+    with pytest.raises(
+        DataError, match=r"claims.nc: .*8e\+11 bytes of data in a file of \d+ bytes"
+    ):
+        open_lazy(tmp_path / "claims.nc")
+    assert (open_lazy(tmp_path / "zeros.nc")["v"].values == 0).all()  # compressed as far as can be
+
+
 def raw_file(path, values, dtype="f4", fill=None, **attrs):
     "A file whose numbers and attributes are written as they are told; 2 rows, 3 columns."
     import netCDF4
