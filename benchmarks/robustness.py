@@ -169,7 +169,7 @@ class Simulate:
 
 
 class Prepare(Simulate):
-    "A store from ten days of files."
+    "A store from some days of files."
 
     def work(self, out: Path):
         sslpdl_nb.io.prepare.prepare(
@@ -314,11 +314,11 @@ def undisturbed(name: str, folder: Path) -> tuple:
     return work, time.perf_counter() - begin
 
 
-def make_inputs(folder: Path):
-    "Files of ten days and their store, for the training."
-    write_days(folder, 10, TRAINING)
-    inputs = Prepare(folder)
-    inputs.work(folder)
+def make_inputs(folder: Path, days: int, training: bool):
+    "Files of some days, and their store if there is a training."
+    write_days(folder, days, TRAINING)
+    if training:
+        Prepare(folder).work(folder)
 
 
 def kill_again(name: str, work, row: dict, *, times: int, end: float, seed: int):
@@ -332,13 +332,14 @@ def kill_again(name: str, work, row: dict, *, times: int, end: float, seed: int)
         write_json(folder / f"{name}.json", row)
 
 
-def kill(times: int, minutes: float, names: list, seed: int = 0) -> dict:
+def kill(times: int, minutes: float, names: list, seed: int = 0, days: int = 10) -> dict:
     "Kill pieces of work so many times altogether; ends with an error if anything is lost."
     found, children = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         inputs, log = folder / "inputs", folder / "log"
-        finish(start(make_inputs, inputs, log=log), log, "inputs")
+        training = "pretrain" in names or "finetune" in names
+        finish(start(make_inputs, inputs, days, training, log=log), log, "inputs")
         works = {name: undisturbed(name, folder) for name in names}
         for k, (name, (work, seconds)) in enumerate(works.items()):
             print(f"{name:9} takes {seconds:.1f} s undisturbed", flush=True)
@@ -418,13 +419,14 @@ def main():
     )
     one.add_argument("--minutes", type=float, default=60, help="start no more work after them")
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--days", type=int, default=10, help="of files to prepare")
     two = commands.add_parser("load", help="prepare very many files")
     two.add_argument("--files", type=int, nargs="+", default=[1000, 10000])
     for some in (one, two):
         some.add_argument("--out", type=Path, default=RESULT, metavar="FILE.json")
     args = p.parse_args()
     if args.command == "kill":
-        works = kill(args.times, args.minutes, args.works, args.seed)
+        works = kill(args.times, args.minutes, args.works, args.seed, args.days)
         results = [dict(seed=args.seed, works=works)]
     else:
         results = load(sorted(args.files))

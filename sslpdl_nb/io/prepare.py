@@ -323,13 +323,22 @@ def _target(grid, images):
 
 
 # %% ../../nbs/47_io_prepare.ipynb #b2e61f08
+def _changes(path) -> tuple:
+    "Size and date of a file; of a folder, number, sum of sizes and newest date of its files."
+    inside = [p.stat() for p in path.rglob("*") if p.is_file()] if path.is_dir() else []
+    if inside:
+        dates = max(status.st_mtime_ns for status in inside)
+        return len(inside), sum(status.st_size for status in inside), dates
+    if not path.is_file():
+        return ()  # not there
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def _fingerprint(paths, options, samples) -> str:
     "A fingerprint of the question: files with their sizes and dates, options, and the samples."
-    files = []
-    for path in paths:
-        status = path.stat() if path.is_file() else None  # folders and what is not there
-        changes = (status.st_size, status.st_mtime_ns) if status else ()
-        files.append((str(path), *changes))
+    files = [(str(path), *_changes(path)) for path in paths]
+
     text = json.dumps([files, options, samples], default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
