@@ -383,13 +383,13 @@ RAIN_SOURCES |= {
     "odim": RainSource(
         names=("ACRR", "RATE"),
         about="composites in the form of ODIM, HDF5",
-        tried="real: OPERA, Belgium",
+        tried="built",
     ),
     "mrms": RainSource(
         names=tuple(family.format(hours) for hours in _MRMS_HOURS for family in _MRMS_FAMILIES)
         + ("RadarOnly_QPE_15M", "PrecipRate"),
         about="MRMS of the United States, GRIB 2",
-        tried="real: rates; built: all",
+        tried="built",
     ),
 }
 

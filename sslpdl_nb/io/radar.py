@@ -433,7 +433,7 @@ def _units(data) -> str:
     return str(_attributes(data.parent, data.name).get("units", ""))
 
 
-_CALENDARS = ("standard", "gregorian", "proleptic_gregorian", "julian")  # alike since 1970
+_CALENDARS = ("standard", "gregorian", "proleptic_gregorian", "julian")  # alike from 1900 on
 
 
 def _imerg_dates(group, *names) -> np.ndarray:  # datetime64[ns]
