@@ -451,7 +451,7 @@ def by_eccodes(ec, m, ours=None):
 
 # Where the scanning mode is: kind of grid -> octet of its section
 SCANNING_1 = {0: 28, 1: 28, 3: 28, 4: 28, 5: 28, 10: 28}
-SCANNING_2 = {0: 72, 1: 72, 10: 60, 20: 65, 30: 65, 40: 72}
+SCANNING_2 = {0: 72, 1: 72, 10: 60, 20: 65, 30: 65, 31: 65, 40: 72}
 IN_DEGREES = ("regular_ll", "rotated_ll", "regular_gg")
 
 
@@ -660,13 +660,28 @@ def time_2(m, told):
         return reference, "end of the period: " + last, None
     end = (last - reference).total_seconds() / 60
     if isinstance(length, str):
-        return (reference, start, end) if m[at + 7] != 1 else (reference, length, None)
+        known = m[at + 7] != 1 or period == 2**32 - 1  # the end is written: no length is needed
+        return (reference, start, end) if known else (reference, length, None)
     if start + length != end:
         # an old mistake: negative forecast times as two's complement
         start = minutes(told, count - 2**32, unit, many)
         if count < 2**31 or isinstance(start, str) or start + length != end:
             return reference, f"end of the period {last}, not {length} minutes long", None
     return reference, start, end
+
+
+def in_seconds(m) -> bool:
+    "Whether a GRIB 1 message counts its times in seconds."
+    return m[7] == 1 and m[8 + 17] == 254
+
+
+def start_moves(m) -> bool:
+    "Whether the start moves during the period: ecCodes then takes another date than the written."
+    if m[7] == 1:
+        return False
+    four = sections(m)[4]
+    template = integer(m, four + 7, 2)
+    return template in PERIOD and m[four + PERIOD[template] + 12] == 1
 
 
 def sum_of(start, length):
@@ -871,6 +886,8 @@ def difference(ours, theirs, m) -> str:
         return f"octets: {why}; read"
     if ours["along"] != along_grid(m):
         return f"octets: winds along the grid {along_grid(m)}; read as {ours['along']}"
+    if in_seconds(m):
+        return ""  # for ecCodes such times have no minutes
     if isinstance(theirs, str):
         return f"ecCodes {theirs}"
     for key in ("name", "units", "level_type", "level"):
@@ -878,7 +895,7 @@ def difference(ours, theirs, m) -> str:
             if key == "level" and level is not None:
                 continue  # ecCodes rounds it
             return f"{key}: {ours[key]}, ecCodes {theirs[key]}"
-    if told is not None:
+    if told is not None and not start_moves(m):
         valid = told + np.timedelta64(round(60 * ours["end"]), "s")
         text = str(valid.astype("datetime64[m]"))
         date = int(text[:10].replace("-", "")) if text[0] != "-" else -1
