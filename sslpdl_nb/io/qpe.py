@@ -490,7 +490,7 @@ def _read_files(files, source, accumulation, min_valid=1.0, memory=5e8) -> xr.Da
     attrs = dict(
         Conventions="CF-1.11",
         title=f"rain of {name}",
-        note=f"{note}; {incomplete} incomplete windows left out",
+        note=f"{note}; incomplete windows left out: {incomplete}",
         accumulation_hours=accumulation,
     )
     return _rain_dataset(_rates(windows, make, grid.shape, memory), list(windows), grid, attrs)
