@@ -246,6 +246,17 @@ def test_everything_dropped_is_counted(archive):
     assert "t850" in summary(account) and "2 times: t500" in summary(account)
 
 
+def test_one_of_a_thing_is_told_in_the_singular():
+    one = dict(reference_time="2001-06-01T00:00", lead_time=6, reason="t500")
+    account = dict(samples=1, runs=1, images=1, files=dict(forecast=1), small_negatives=1)
+    account |= dict(refused={"a": "b"}, lacking_variables=[one], dropped=[one])
+    text = summary(account | dict(without_observation=1, incomplete_windows=1))
+    assert "1 sample from 1 run (1 forecast file, 1 image of rain)" in text
+    assert "1 file or run refused" in text and "1 lead time lacks variables" in text
+    assert "1 lead time without observation, 1 hour of rain" in text
+    assert "1 sample dropped" in text and "1 slightly negative value of rain" in text
+
+
 def test_one_odd_run_or_image_does_not_end_the_year(archive):
     forecast(3, seed=9).to_netcdf(archive / "nwp/nwp3_again.nc")  # same fields, other values
     observation(2).to_netcdf(archive / "qpe/again.nc")  # the same images twice

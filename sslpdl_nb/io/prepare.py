@@ -434,14 +434,14 @@ def _compute(jobs, scheduler, workers, say, progress):
 
     tasks = [dask.delayed(_one_run, pure=False)(j) for j in jobs]
     if scheduler is None:
-        say(f"{len(jobs)} runs on threads")
+        say(f"{_number(len(jobs), 'run')} on threads")
         bar = TqdmCallback(desc="runs", ncols=80) if progress else nullcontext()
         with bar, ThreadPoolExecutor(workers or CPU_COUNT) as pool:  # waits for its threads
             dask.compute(*tasks, scheduler="threads", pool=pool)
         return
     with _connect(scheduler) as client:
         count = len(client.scheduler_info()["workers"])
-        say(f"{len(jobs)} runs on {count} workers at {scheduler}")
+        say(f"{_number(len(jobs), 'run')} on {_number(count, 'worker')} at {scheduler}")
         futures = client.compute(tasks)
         try:
             client.gather(futures)
@@ -489,6 +489,11 @@ def manifest(
         raise DataError(mismatch(f"{store}: manifest", expected, error)) from error
 
 
+def _number(n, one, several=None) -> str:
+    "A number of things: 1 run, 2 runs."
+    return f"{n} {one if n == 1 else several or one + 's'}"
+
+
 def summary(
     account: dict,  # from manifest
 ) -> str:  # a few lines
@@ -496,20 +501,21 @@ def summary(
     files, dropped = account["files"]["forecast"], account["dropped"]
     lacking = Counter(entry["reason"] for entry in account["lacking_variables"])
     lines = [
-        f"{account['samples']} samples from {account['runs']} runs ({files} forecast files, "
-        f"{account['images']} images of rain)",
-        f"{len(account['refused'])} files or runs refused",
+        f"{_number(account['samples'], 'sample')} from {_number(account['runs'], 'run')} "
+        f"({_number(files, 'forecast file')}, {_number(account['images'], 'image')} of rain)",
+        f"{_number(len(account['refused']), 'file or run', 'files or runs')} refused",
         *(f"   {reason[:160]}" for reason in list(account["refused"].values())[:3]),
-        f"{lacking.total()} lead times lack variables or have rain of other periods",
-        *(f"   {n} times: {names[:100]}" for names, n in lacking.most_common(3)),
-        f"{account['without_observation']} lead times without observation, "
-        f"{account['incomplete_windows']} hours of rain with too few images",
-        f"{len(dropped)} samples dropped while reading",
+        _number(lacking.total(), "lead time lacks", "lead times lack")
+        + " variables or the rain of this period",
+        *(f"   {_number(n, 'time')}: {names[:100]}" for names, n in lacking.most_common(3)),
+        f"{_number(account['without_observation'], 'lead time')} without observation, "
+        f"{_number(account['incomplete_windows'], 'hour')} of rain with too few images",
+        f"{_number(len(dropped), 'sample')} dropped while reading",
         *(
             f"   {d['reference_time']} +{d['lead_time']:g} h: {d['reason'][:140]}"
             for d in dropped[:3]
         ),
-        f"{account['small_negatives']} slightly negative values of rain set to 0",
+        f"{_number(account['small_negatives'], 'slightly negative value')} of rain set to 0",
     ]
     return "\n".join(lines)
 
@@ -517,11 +523,13 @@ def summary(
 # %% ../../nbs/47_io_prepare.ipynb #cff0a701
 def _nothing_found(pairs, runs, source, refused) -> DataError:
     "Why there is not a single sample; a table if the first run lacks variables."
-    reasons = [f"{len(runs)} runs", f"{pairs.without_observation} lead times without observation"]
+    alone = _number(pairs.without_observation, "lead time")
+    reasons = [_number(len(runs), "run"), f"{alone} without observation"]
     first = f": {pairs.lacking[0]['reason']}" if pairs.lacking else ""
-    reasons.append(f"{len(pairs.lacking)} that lack variables{first}")
+    lacking = _number(len(pairs.lacking), "that lacks variables", "that lack variables")
+    reasons.append(lacking + first)
     first = f": {next(iter(refused.values()))}" if refused else ""
-    reasons.append(f"{len(refused)} files or runs refused{first}")
+    reasons.append(_number(len(refused), "file or run", "files or runs") + f" refused{first}")
     expected = "forecasts and rain of the same hour"
     told = mismatch("samples", expected, "none: " + ", ".join(reasons))
     if pairs.lacking:
