@@ -247,6 +247,7 @@ def _with_minutes(f, source):
     return replace(f, start_step=f.end_step + begin, end_step=f.end_step + end)
 
 
+# %% ../../nbs/46_io_qpe.ipynb #c41d70f5
 _OTHER_FORMATS = {  # first bytes -> what that is
     rb"GIF8": "a GIF picture: colours, no amounts",
     rb"P[25]\s": "a PGM picture: grey values, no amounts",
