@@ -390,7 +390,8 @@ def _predictions(args) -> tuple:
 
     model, meta = load_model(args.checkpoint)
     samples = load_splits(args.store, meta["config"]).samples[args.split]
-    p = predict_probabilities(model, RainDataset(samples, meta["standardizer"]), progress=True)
+    dataset = RainDataset(samples, meta["standardizer"])
+    p = predict_probabilities(model, dataset, progress=not args.quiet)
     return samples, p, decide(p, meta["probability_thresholds"]), meta["config"]
 
 

@@ -18,7 +18,7 @@ from real import real
 from small_archive import TARGET, forecast, observation, valid_times, write
 
 from sslpdl_nb import predict as prediction
-from sslpdl_nb.cli import _source, central_us, main, parser
+from sslpdl_nb.cli import _predictions, _source, central_us, main, parser
 from sslpdl_nb.core import VARIABLE_NAMES, DataError, get_config
 from sslpdl_nb.simulate import archive
 from sslpdl_nb.store import RainDataset, Standardizer, load_splits, open_store
@@ -266,6 +266,25 @@ def test_evaluate_scores_network_and_forecast(trained, simulated, tmp_path):
     expected = both[known].sum() / either[known].sum()
     assert found["scores"]["0.1"]["raw forecast"]["CSI"] == pytest.approx(expected)
     assert main([*map(str, words[:-2]), "--split", "valid"]) == 0
+
+
+def test_a_quiet_evaluation_has_no_progress_bar(monkeypatch):
+    seen = []
+
+    def probabilities(model, dataset, progress):
+        seen.append(progress)
+        return dataset
+
+    monkeypatch.setattr("sslpdl_nb.decide.predict_probabilities", probabilities)
+    monkeypatch.setattr("sslpdl_nb.decide.decide", lambda p, thresholds: p)
+    meta = dict(config=None, standardizer=None, probability_thresholds=None)
+    monkeypatch.setattr("sslpdl_nb.finetune.load_model", lambda path: (None, meta))
+    splits = SimpleNamespace(samples=dict(test=None))
+    monkeypatch.setattr("sslpdl_nb.store.load_splits", lambda *_: splits)
+    monkeypatch.setattr("sslpdl_nb.store.RainDataset", lambda *_: None)
+    for options in ([], ["--quiet"]):
+        _predictions(parser().parse_args(["evaluate", "store", "--checkpoint", "c", *options]))
+    assert seen == [True, False]
 
 
 def test_finetune_from_scratch_and_the_other_network(simulated, tmp_path):
