@@ -301,6 +301,7 @@ def _period_option(periods) -> str:
     return "" if shortest == 1 or alone else f"--accumulation {shortest:g} "
 
 
+# %% ../../nbs/48_io_inspect.ipynb #e9b24c3e
 def _add_commands(report, fields, periods, paths):
     "What to type next, and where to look for what is missing."
     table = SOURCES[report.source]
