@@ -637,18 +637,18 @@ class _Survey:
 
     def damaged(self, message):
         "Count a damaged message. Raises DataError if a field of a wanted name was in it."
-        if self.leave_out(f"damaged ({message.damage})", message.octets):
+        self.left_out.append(f"damaged ({message.damage})")  # its name may be damaged, too
+        if self.names and _names_in_header(self.ec, message.octets) & self.names:
             where = f"{self.file.path}: message at byte {message.offset}"
             raise DataError(mismatch(where, "a complete GRIB 1 or 2 message", message.damage))
 
-    def leave_out(self, why: str, octets: bytes) -> bool:
-        "Count a message that cannot be used, unless others are wanted; whether it surely is."
+    def leave_out(self, why: str, octets: bytes):
+        "Count a message that is not supported, unless others are wanted."
         found = set() if self.names is None else _names_in_header(self.ec, octets)
         if found and not found & self.names:
             self.others += 1
-            return False
-        self.left_out.append(why)
-        return bool(found)
+        else:
+            self.left_out.append(why)
 
     def add(self, content: bytes, position):
         "Take a message of one field, if it is wanted and can be used."
