@@ -684,6 +684,12 @@ def start_moves(m) -> bool:
     return template in PERIOD and m[four + PERIOD[template] + 12] == 1
 
 
+def in_months(m) -> bool:
+    "Whether a message counts its times in months or years: for ecCodes each has 30 or 365 days."
+    unit = m[8 + 17] if m[7] == 1 else m[sections(m)[4] + 17]
+    return unit in MONTHS
+
+
 def sum_of(start, length):
     return length if isinstance(length, str) else start + length
 
@@ -895,7 +901,7 @@ def difference(ours, theirs, m) -> str:
             if key == "level" and level is not None:
                 continue  # ecCodes rounds it
             return f"{key}: {ours[key]}, ecCodes {theirs[key]}"
-    if told is not None and not start_moves(m):
+    if told is not None and not (start_moves(m) or in_months(m)):
         valid = told + np.timedelta64(round(60 * ours["end"]), "s")
         text = str(valid.astype("datetime64[m]"))
         date = int(text[:10].replace("-", "")) if text[0] != "-" else -1

@@ -348,3 +348,13 @@ def test_impossible_dates_are_no_time(date):
 def test_a_year_that_is_missing_in_edition_1():
     content = message(EC, "GRIB1", world(20.0)[0], np.arange(180.0))
     assert np.isnat(field_times(with_octets(content, 20, b"\xff\xff\xff"))[0])
+
+
+def test_a_century_has_a_hundred_years_in_edition_1():
+    m = EC.codes_grib_new_from_samples("regular_ll_sfc_grib1")
+    content = bytearray(EC.codes_get_message(m))
+    EC.codes_release(m)
+    content[20], content[32] = 26, 21  # year and century
+    assert str(field_times(bytes(content))[0])[:4] == "2026"
+    content[20] = 126
+    assert np.isnat(field_times(bytes(content))[0])

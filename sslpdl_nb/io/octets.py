@@ -480,7 +480,7 @@ def _seconds(
 # %% ../../nbs/37_io_octets.ipynb #481abb8c
 def _times_1(m: bytes) -> tuple:
     "Reference time, and begin and end in seconds after it, of a message of edition 1."
-    year = 100 * (m[32] - 1) + m[20]
+    year = 100 * (m[32] - 1) + m[20] if m[20] <= 100 else 0  # years of a century: 1 to 100
     reference = _moment(year, *m[21:25])
     p1, p2, indicator = m[26], m[27], m[28]
     if indicator == 10:  # one number of two octets
