@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from fuzz import lines_of
 
 HERE = Path(__file__).resolve().parent
 NEAR = 2e-6  # radians, 13 m: GRIB 1 writes places to 0.001 degrees
@@ -968,7 +969,7 @@ def child(n, seed, folder):
 
 def outcomes(n, seed=0, until=None):
     "(words, class, what) of n variants."
-    from fuzz import lines_of, memory_folder
+    from fuzz import memory_folder
 
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         errors = Path(folder) / "errors"
