@@ -35,7 +35,7 @@ def tool():
 
 
 def test_damaged_copies_of_every_format(tmp_path):
-    jobs = fuzz.shares(1500, FORMATS)
+    jobs = fuzz.shares(2000, FORMATS)
     counts, faults, _ = fuzz.run(jobs, seed=0, keep=tmp_path)
     assert faults == []
     assert set(counts) == set(FORMATS)
