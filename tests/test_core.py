@@ -12,6 +12,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
+from locked import another_process_writes
 import torch
 from safetensors import SafetensorError
 
@@ -280,22 +281,10 @@ def test_what_libraries_raise_on_a_full_disk_names_the_file(tmp_path, error):
 
 def test_the_output_of_another_process_is_refused(tmp_path):
     path = tmp_path / "a b ü.zarr"
-    code = f"""
-import time
-from sslpdl_nb.core import exclusive
-with exclusive({str(path)!r}):
-    print("locked", flush=True)
-    time.sleep(100)
-"""
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "locked\n"
-        holds = f"a b ü.zarr.lock locked by process {holder.pid} on {platform.node()} since"
+    with another_process_writes(path) as number:
+        holds = f"a b ü.zarr.lock locked by process {number} on {platform.node()} since"
         with pytest.raises(DataError, match=re.escape(holds)), exclusive(path):
             raise AssertionError("two writers")
-    finally:
-        holder.kill()
-        holder.wait()
     (tmp_path / ".a b ü.zarr.12345.tmp").write_text("half")
     (tmp_path / ".another.12345.tmp").write_text("of somebody else")
     with exclusive(path):  # the system has released the lock; what was left is removed

@@ -16,6 +16,7 @@ from time import sleep
 import numpy as np
 import pytest
 import xarray as xr
+from locked import another_process_writes
 from real import real
 from synthetic import LEVELS, grib2, icon_eu, lambert, reduced_gaussian, truth, upwards
 
@@ -440,26 +441,12 @@ def test_files_of_a_run_that_are_far_apart_are_paired_together(archive, monkeypa
 
 # ------------------------------------------------------------------ two processes, a full disk
 
-HOLD = """
-import sys, time
-from sslpdl_nb.core import exclusive
-with exclusive(sys.argv[1]):
-    print("locked", flush=True)
-    time.sleep(100)
-"""
-
 
 def test_a_store_that_another_process_writes_is_refused(archive):
-    command = [sys.executable, "-c", HOLD, str(archive / "store.zarr")]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(DataError, match=f"store.zarr.lock locked by process {holder.pid} on "):
+    with another_process_writes(archive / "store.zarr") as number:
+        with pytest.raises(DataError, match=f"store.zarr.lock locked by process {number} on "):
             go(archive)
         assert not (archive / "store.zarr").exists()
-    finally:
-        holder.kill()
-        holder.wait()
     assert open_store(go(archive)).sizes["sample"] == 10
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from locked import another_process_writes
 import torch
 import xarray as xr
 
@@ -257,23 +258,10 @@ def test_after_a_full_disk_only_the_rest_needs_room(tmp_path, monkeypatch):
 
 
 def test_a_folder_into_which_another_process_simulates_is_refused(tmp_path):
-    code = f"""
-import time
-from sslpdl_nb.core import exclusive
-with exclusive({str(tmp_path / "simulate")!r}):
-    print("locked", flush=True)
-    time.sleep(100)
-"""
-    command = [sys.executable, "-c", code]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(DataError, match=f"simulate.lock locked by process {holder.pid} on "):
+    with another_process_writes(tmp_path / "simulate") as number:
+        with pytest.raises(DataError, match=f"simulate.lock locked by process {number} on "):
             simulate(TOY, tmp_path, 1, progress=False)
         assert [p.name for p in tmp_path.iterdir()] == [".simulate.lock"]
-    finally:
-        holder.kill()
-        holder.wait()
 
 
 def test_bad_size_and_full_disk(tmp_path, monkeypatch):

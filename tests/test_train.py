@@ -1,9 +1,7 @@
 "The training loop: resuming, the training state, the order of batches, schedule and groups."
 
-import subprocess
-import sys
-
 import pytest
+from locked import another_process_writes
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -109,23 +107,10 @@ def test_the_state_of_another_training_is_refused(tmp_path):
 
 
 def test_a_state_that_another_process_writes_is_refused(tmp_path):
-    code = f"""
-import time
-from sslpdl_nb.core import exclusive
-with exclusive({str(tmp_path / "a.state")!r}):
-    print("locked", flush=True)
-    time.sleep(100)
-"""
-    command = [sys.executable, "-c", code]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(DataError, match=f"a.state.lock locked by process {holder.pid} on "):
+    with another_process_writes(tmp_path / "a.state") as number:
+        with pytest.raises(DataError, match=f"a.state.lock locked by process {number} on "):
             train(state=tmp_path / "a.state")
         assert not (tmp_path / "a.state").exists()
-    finally:
-        holder.kill()
-        holder.wait()
     train(state=tmp_path / "a.state")
     assert [f.name for f in tmp_path.iterdir()] == ["a.state"]
 
