@@ -41,10 +41,12 @@ setup(
         "gpu": words("gpu_requirements"),
         "readers": words("readers_requirements"),
         "scale": words("scale_requirements"),
+        "experiments": words("experiments_requirements"),
         "dev": [
             *words("dev_requirements"),
             *words("readers_requirements"),
             *words("scale_requirements"),
+            *words("experiments_requirements"),
         ],
     },
     entry_points={

@@ -113,7 +113,43 @@ BOOK = (
             ),
         ),
     ),
-    Part("Experiments", "Baselines, ablations and learning curves: in preparation."),
+    Part(
+        "Experiments",
+        "The method on trial: its rivals, what each part is worth, and how sure one can be.",
+        (
+            Lesson(
+                "60_baselines_protocol", "baselines.protocol", "what a rival must be able to do"
+            ),
+            Lesson(
+                "61_baselines_neighbourhood",
+                "baselines.neighbourhood",
+                "raw forecast, quantile mapping, share of rain around a pixel",
+            ),
+            Lesson("62_baselines_pixels", "baselines.pixels", "logistic regression and boosting"),
+            Lesson("63_baselines_emos", "baselines.emos", "a censored gamma distribution"),
+            Lesson("64_baselines_losses", "baselines.losses", "losses for rare classes"),
+            Lesson("65_baselines_networks", "baselines.networks", "any network, trained fairly"),
+            Lesson("66_baselines_recurrent", "baselines.recurrent", "ConvLSTM and MetNet"),
+            Lesson(
+                "67_baselines_library", "baselines.library", "ConvNeXt, SegFormer, Swin, DeepLab"
+            ),
+            Lesson(
+                "68_baselines_registry", "baselines.registry", "all rivals by name, in one table"
+            ),
+            Lesson("70_experiments_scores", "experiments.scores", "counts that tell everything"),
+            Lesson("71_experiments_claims", "experiments.claims", "how sure one can be"),
+            Lesson(
+                "72_experiments_figures", "experiments.figures", "one style for all comparisons"
+            ),
+            Lesson("73_experiments_runner", "experiments.runner", "studies that can be killed"),
+            Lesson("74_diagnosis", "", "where the papers' gains come from"),
+            Lesson("75_papers", "", "the papers' tables and figures, remade"),
+            Lesson("76_learning_curves", "", "skill against the amount of weather"),
+            Lesson("77_masks", "", "what masked pre-training learns"),
+            Lesson("78_labels", "", "what finds heavy rain: labels, losses, weights"),
+            Lesson("79_transfer", "", "adapters, lead times, regions, missing variables"),
+        ),
+    ),
     Part("Nowcasting", "From radar images to the next hour: in preparation."),
 )
 LESSONS = tuple(lesson for part in BOOK for lesson in part.lessons)

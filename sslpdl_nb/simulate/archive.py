@@ -37,6 +37,7 @@ from sslpdl_nb.core import (
 # %% auto #0
 __all__ = [
     "HOURLY",
+    "STUDY",
     "SIZES",
     "PACKING",
     "WIND",
@@ -68,11 +69,14 @@ from sslpdl_nb.simulate.model import (
     FORECAST,
     LN_RATIO,
     NATURE,
+    NATURE_RAIN,
     SMOOTHING,
     MoistQG,
     analysis,
     box_terrain,
     observe,
+    rain_at_points,
+    rain_conditions,
     render_forecast,
     render_rain,
     resize,
@@ -97,6 +101,11 @@ class Size:
     qpe: LambertGrid  # of the rain analyses
     atmospheres: int = 1  # in one batch
     spinup: int = 25  # days before the first forecast
+    later: int = 0  # further atmospheres of the same runs, each `apart` days after the one before
+    apart: int = 4  # days after which nothing is left of an atmosphere
+    settling: int = 24  # hours on the fine box before a forecast
+    steps_per_hour: tuple = (6, 8)  # on the coarse and on the fine box
+    split: tuple = (0.6, 0.2, 0.2)  # of the batches: training, validation, test
 
     def __post_init__(self):
         if not self.leads or min(np.diff(self.leads, prepend=-1)) <= 0:
@@ -104,6 +113,9 @@ class Size:
             raise DataError(mismatch("Size: leads", expected, self.leads))
         if self.spinup < 3:
             raise DataError(mismatch("Size: spinup", "at least 3 days", self.spinup))
+        if self.later and self.starts > 1:
+            expected = "1 where atmospheres follow each other (`later`)"
+            raise DataError(mismatch("Size: starts", expected, self.starts))
 
     @property
     def days(self) -> int:
@@ -118,7 +130,12 @@ class Size:
     @property
     def per_group(self) -> int:
         "Forecasts in one batch."
-        return self.atmospheres * self.times_per_atmosphere
+        return self.atmospheres * (1 + self.later) * self.times_per_atmosphere
+
+    @property
+    def test_groups(self) -> int:
+        "Batches at the end that are for the test."
+        return max(1, round(self.groups * self.split[-1]))
 
     @property
     def times(self) -> int:
@@ -149,16 +166,23 @@ def _window(stride, rows, columns, nwp_stride) -> tuple:
 HOURLY = tuple(range(25, 31))
 
 
-def _size(n, groups, starts, leads, grids, atmospheres) -> Size:
+def _size(n, groups, starts, leads, grids, atmospheres, **more) -> Size:
     "A Size from its two grids."
     nwp, qpe = grids
-    return Size(n, groups, starts, leads, nwp=nwp, qpe=qpe, atmospheres=atmospheres)
+    return Size(n, groups, starts, leads, nwp=nwp, qpe=qpe, atmospheres=atmospheres, **more)
+
+
+# 1536 atmospheres for training, 224 each for validation and test
+STUDY = dict(later=15, settling=12, steps_per_hour=(4, 6), split=(48 / 62, 7 / 62, 7 / 62))
 
 
 SIZES = {
     "tiny": _size(128, 10, 1, (25, 27, 30), grids=_window(3, 64, 32, 6), atmospheres=3),
     "course": _size(128, 10, 2, HOURLY, grids=_window(2, 112, 64, 4), atmospheres=4),
-    "paper": _size(256, 50, 2, HOURLY, grids=_window(1, 224, 128, 1), atmospheres=4),
+    "study": _size(128, 62, 1, (25, 27, 30), grids=_window(3, 64, 32, 6), atmospheres=2, **STUDY),
+    "paper": _size(
+        256, 50, 2, HOURLY, grids=_window(1, 224, 128, 1), atmospheres=4, steps_per_hour=(6, 16)
+    ),
 }
 
 
@@ -169,16 +193,27 @@ def streams(seed: int, group: int) -> list:
     return [torch.Generator().manual_seed(int(s)) for s in states]
 
 
-def _spin_up(size, coarse, nature, generator) -> tuple:
-    "A developed state of nature, and unrelated states whose differences are analysis errors."
+def _spin_up(size, coarse, generator) -> tuple:
+    "States on the coarse box, and unrelated ones whose differences are analysis errors."
     z, pool = start(coarse, size.atmospheres, generator), []
     for day in range(size.spinup):
         z, _ = run(coarse, z, 24)
         if day % 3 == size.spinup % 3 and day >= size.spinup // 2 - 1:
             pool.append(z)
-    pool = translated_copies(resize(torch.cat(pool), size.n))
-    z, _ = run(nature, resize(z, size.n), 24)
-    return z, pool
+    return z, translated_copies(resize(torch.cat(pool), size.n))
+
+
+def _one_atmosphere(size, models, z, pool, g, *, members, tick) -> dict:
+    "All forecasts from states of nature (atmospheres, 4, n, n//2+1)."
+    parts = []
+    for k in range(size.starts):
+        part, z = _one_start(size, models, z, pool, g, members=members)
+        parts.append(part)
+        if k < size.starts - 1:
+            z, _ = run(models[0], z, 24 * size.days - size.leads[-1])
+        tick()
+    # (places, starts) -> times
+    return {key: torch.stack([p[key] for p in parts], 1).flatten(0, 1) for key in parts[0]}
 
 
 def simulate_batch(
@@ -190,26 +225,22 @@ def simulate_batch(
     tick=lambda: None,  # called after each start
 ) -> dict:  # forecast {name: (times, leads, y, x)}; observed, truth; perfect_model_ensemble
     "Simulate one batch; times run through each place in turn."
-    g, m, rate = streams(seed, group), min(64, size.n), 8 * max(1, size.n // 128)
-    coarse = MoistQG(NATURE, m, 6, box_terrain(m), device=device)
+    g, m = streams(seed, group), min(64, size.n)
+    slow, rate = size.steps_per_hour
+    coarse = MoistQG(NATURE, m, slow, box_terrain(m), device=device)
     nature = MoistQG(NATURE, size.n, rate, box_terrain(size.n), device=device)
     worse = MoistQG(FORECAST, size.n, rate, box_terrain(size.n, SMOOTHING), device=device)
-    z, pool = _spin_up(size, coarse, nature, g[0])
+    z, pool = _spin_up(size, coarse, g[0])
     parts = []
-    for k in range(size.starts):
-        part, z = _one_start(size, (nature, worse), z, pool, g, members=members)
+    for k in range(1 + size.later):
+        if k > 0:
+            z, _ = run(coarse, z, 24 * size.apart)
+        fine, _ = run(nature, resize(z, size.n), size.settling)
+        part = _one_atmosphere(size, (nature, worse), fine, pool, g, members=members, tick=tick)
         parts.append(part)
-        if k < size.starts - 1:
-            z, _ = run(nature, z, 24 * size.days - size.leads[-1])
-        tick()
-
-    def stack(items):
-        return torch.stack(items, 1).flatten(0, 1)  # (places, starts) -> times
-
-    result = {key: stack([p[key] for p in parts]) for key in parts[0] if key != "forecast"}
-    forecasts = [p["forecast"] for p in parts]
-    result["forecast"] = {v.name: stack([f[v.name] for f in forecasts]) for v in VARIABLES}
-    return result
+    result = {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+    forecast = dict(zip((v.name for v in VARIABLES), result.pop("forecast").unbind(2)))
+    return result | dict(forecast=forecast)
 
 
 # %% ../../nbs/31_simulate_archive.ipynb #3fff4b56
@@ -231,8 +262,9 @@ def _one_start(size, models, z, pool, g, members) -> tuple:
         forecasts.append(render_forecast(worse_cpu, *here, size.nwp, lead % 24, g[1]))
         observed.append(observe(truth, size.qpe, g[1]))
         truths.append(truth)
-    by_name = {v.name: torch.stack([f[v.name] for f in forecasts], 1) for v in VARIABLES}
-    part |= dict(forecast=by_name, observed=torch.stack(observed, 1), truth=torch.stack(truths, 1))
+    fields = [torch.stack([f[v.name] for f in forecasts], 1) for v in VARIABLES]
+    part["forecast"] = torch.stack(fields, 2)  # (places, leads, variables, y, x)
+    part |= dict(observed=torch.stack(observed, 1), truth=torch.stack(truths, 1))
     return part, z
 
 
@@ -257,9 +289,9 @@ def perfect_model_ensemble(
         for j, lead in enumerate(leads):
             state, P = run(nature, state, lead - now)
             now = lead
-            here = translated_copies(state.cpu(), P.cpu())
+            here = rain_conditions(on_cpu, *translated_copies(state.cpu(), P.cpu()), grid)
             for _ in range(cells):
-                rain = render_rain(on_cpu, *here, grid, generator)
+                rain = rain_at_points(*here, grid.dx, NATURE_RAIN, generator)
                 count[:, j] += rain[:, None] >= edges
     return count / (members * cells)
 
@@ -356,6 +388,8 @@ def datasets(
     "The files of an archive: nwp, qpe, and perfect_model_ensemble where there is one."
     times = _times(size, first, len(part["observed"]))
     attrs = attrs | dict(times_per_atmosphere=size.times_per_atmosphere)
+    if size.split != Size.split:
+        attrs["split_fractions"] = size.split
     valid = {"time": ("time", times["valid_time"][1].ravel(), dict(standard_name="time"))}
     forecast = _forecast_fields(size, part["forecast"])
     observed = _observed_fields(size, part["observed"])
@@ -503,7 +537,7 @@ def _finish(work, out, netcdf):
 def _make_batches(size, plan, work, device, workers, bar):
     "All batches that have no marker yet, side by side."
     seed, members = plan["seed"], plan["members"]
-    first_test = size.groups - max(1, round(size.groups / 5))
+    first_test = size.groups - size.test_groups
 
     def make(group):
         own = members if group >= first_test else 0
@@ -516,14 +550,14 @@ def _make_batches(size, plan, work, device, workers, bar):
     if workers is None:
         workers = 1 if "cuda" in str(device) else usable_cores()
     todo = [g for g in range(size.groups) if not (work / f"group-{g:03d}.json").exists()]
-    bar.update((size.groups - len(todo)) * size.starts)
+    bar.update((size.groups - len(todo)) * (1 + size.later) * size.starts)
     with _one_thread(), ThreadPoolExecutor(workers) as pool:
         list(pool.map(make, todo))
 
 
 # %% ../../nbs/31_simulate_archive.ipynb #c52feb5f
 def simulate(
-    size: str = "tiny",  # tiny | course | paper, or a Size
+    size: str = "tiny",  # tiny | course | study | paper, or a Size
     out="data_samples/tiny",  # folder of the files: NetCDF for tiny, else Zarr
     seed: int = 0,
     device: str = "cpu",
@@ -533,7 +567,7 @@ def simulate(
 ) -> Path:  # the folder
     """Simulate an archive; started again after an interruption, it goes on.
 
-    The last fifth of the batches are the test days. Other data in the folder are never touched.
+    The last batches are the test days. Other data in the folder are never touched.
     Raises DataError for an unknown size, a folder with another archive or into which another
     process simulates, and where the disk is full or may not be written.
     """
@@ -549,10 +583,10 @@ def simulate(
         if plan:
             _check_space(size, out)
             _start_stores(size, plan, work)
-            total = size.groups * size.starts
+            total = size.groups * (1 + size.later) * size.starts
             with tqdm(total=total, desc="forecasts", disable=not progress) as bar:
                 _make_batches(size, plan, work, device, workers, bar)
-            _finish(work, out, netcdf=name not in ("course", "paper"))
+            _finish(work, out, netcdf=name in ("tiny", "own"))
         shutil.rmtree(work, ignore_errors=True)
     return out
 

@@ -59,6 +59,7 @@ __all__ = [
     "Rain",
     "rain_at_points",
     "render_forecast",
+    "rain_conditions",
     "render_rain",
     "observe",
 ]
@@ -617,6 +618,18 @@ def render_forecast(
     return forecast_variables(f, rain, h, hour)
 
 
+def rain_conditions(
+    model: MoistQG,
+    z: torch.Tensor,
+    P: torch.Tensor,
+    grid: LambertGrid,  # the rain grid or a window of it
+) -> tuple:  # model rain, wind u, v at 850 hPa (members, y, x); points x, y (y, x)
+    "What rain on a grid depends on, before its cells are drawn."
+    x, y = np.meshgrid(grid.x, grid.y)
+    f = at_levels(model, z, x, y)
+    return to_points(P, x, y), f["u850"], f["v850"], x, y
+
+
 def render_rain(
     model: MoistQG,
     z: torch.Tensor,
@@ -626,9 +639,8 @@ def render_rain(
     how: Rain = NATURE_RAIN,
 ) -> torch.Tensor:  # (members, y, x) mm/h: the truth
     "Nature's rain on the rain grid."
-    x, y = np.meshgrid(grid.x, grid.y)
-    f = at_levels(model, z, x, y)
-    return rain_at_points(to_points(P, x, y), f["u850"], f["v850"], x, y, grid.dx, how, generator)
+    here = rain_conditions(model, z, P, grid)
+    return rain_at_points(*here, grid.dx, how, generator)
 
 
 # %% ../../nbs/30_simulate_model.ipynb #e5c98c31
