@@ -31,6 +31,7 @@ from sslpdl_nb.grids.types import LambertGrid, cf_coordinates, crs_attributes, l
 # %% auto #0
 __all__ = [
     "DIMENSIONS",
+    "FRACTIONS",
     "check_store",
     "quiet",
     "open_store",
@@ -203,13 +204,16 @@ def wet_samples(
         wet.append((rain >= CLASS_EDGES[0]).sum((1, 2)))
     observed, wet = np.concatenate(observed or [[]]), np.concatenate(wet or [[]])
     chosen = (observed > 0) & (wet >= min_fraction * observed)
-    return samples.isel(sample=np.flatnonzero(chosen))
+    return samples if chosen.all() else samples.isel(sample=np.flatnonzero(chosen))
 
 
 # %% ../nbs/10_store.ipynb #d56ebe43
+FRACTIONS = (0.6, 0.2, 0.2)  # of the days: train, valid, test
+
+
 def split_days(
     samples: xr.Dataset,
-    fractions: tuple = (0.6, 0.2, 0.2),  # of the days: train, valid, test
+    fractions: tuple = FRACTIONS,  # of the days: train, valid, test
     gap: int = 0,  # days that must lie between two blocks
 ) -> dict:  # train, valid, test -> samples
     "Three blocks of whole days in order of time. Raises DataError if one of them would be empty."
@@ -478,22 +482,29 @@ def load_splits(
     memory: float = 4e9,  # bytes: more than this stays on disk
     gap: int = 1,  # days that must lie between train, valid and test
 ) -> Splits:
-    "From a store to standardised train, valid and test datasets. Raises DataError without one."
+    """From a store to standardised train, valid and test datasets. Raises DataError without one.
+
+    Days are split as the attribute `split_fractions` of the store says, else 60, 20 and 20 %.
+    """
     path = find_store(data_dir)
     samples = crop(open_store(path, memory), config.image_size)
-    parts = split_days(samples, gap=gap)
+    fractions = tuple(samples.attrs.get("split_fractions", FRACTIONS))
+    parts = split_days(samples, fractions, gap=gap)
     if missing == "refuse":
         _refuse_missing(parts, path)
     every_training_sample = parts["train"]
     parts["train"] = wet_samples(parts["train"], min_fraction)
     standardizer = Standardizer.fit(parts["train"], config.rain_transform)
     datasets = {name: RainDataset(s, standardizer) for name, s in parts.items()}
+    pretrain = datasets["train"]
+    if parts["train"] is not every_training_sample:
+        pretrain = RainDataset(every_training_sample, standardizer)
     return Splits(
         **datasets,
         samples=parts,
         standardizer=standardizer,
         grid=lambert_from_cf(parts["train"]),
-        pretrain=RainDataset(every_training_sample, standardizer),
+        pretrain=pretrain,
     )
 
 
