@@ -19,6 +19,7 @@ __all__ = [
     "tune_probability_thresholds",
     "decide",
     "predict_probabilities",
+    "fit_calibration",
     "calibrate",
 ]
 
@@ -88,6 +89,28 @@ def predict_probabilities(
     return torch.cat(parts).numpy()
 
 
+# %% ../nbs/20_decide.ipynb #d5b7c1e9
+def fit_calibration(
+    logs: torch.Tensor,  # (m, K) log-probabilities or logits of m observed pixels
+    classes: torch.Tensor,  # (m,) the class observed in each
+) -> dict:  # scale a, shift b of each class, loss before and after (nats)
+    "The factor and the shifts that make the observed classes most probable (Guo et al. 2017)."
+    a = torch.ones(1, requires_grad=True)
+    b = torch.zeros(logs.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([a, b], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(a * logs + b, classes)
+        value = value + 1e-4 * (b**2).mean()  # keeps the shift of an unobserved class finite
+        value.backward()
+        return value
+
+    before = loss().item()
+    optimizer.step(loss)
+    return dict(scale=a.item(), shift=b.tolist(), before=before, after=loss().item())
+
+
 # %% ../nbs/20_decide.ipynb #f7220b28
 def _known_pixels(model, dataset, edges) -> tuple:
     "Log-probabilities and classes of all observed pixels."
@@ -109,21 +132,10 @@ def calibrate(
     Source: temperature scaling of Guo et al. 2017 (ICML), with a shift for each class.
     """
     logs, classes = _known_pixels(model, dataset, edges)
-    a = torch.ones(1, requires_grad=True)
-    b = torch.zeros(len(edges) + 1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([a, b], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss():
-        optimizer.zero_grad()
-        value = nn.functional.cross_entropy(a * logs + b, classes)
-        value = value + 1e-4 * (b**2).mean()  # keeps the shift of an unobserved class finite
-        value.backward()
-        return value
-
-    before = loss().item()
-    optimizer.step(loss)
+    found = fit_calibration(logs, classes)
     last = model.head if hasattr(model, "head") else model.decoder.head
     with torch.no_grad():
-        last.bias.mul_(a.item()).add_(b.to(last.bias.device))
-        last.weight.mul_(a.item())
-    return dict(scale=a.item(), shift=b.tolist(), before=before, after=loss().item())
+        shift = torch.tensor(found["shift"], device=last.bias.device)
+        last.bias.mul_(found["scale"]).add_(shift)
+        last.weight.mul_(found["scale"])
+    return found
