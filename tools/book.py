@@ -136,6 +136,7 @@ BOOK = (
             Lesson(
                 "68_baselines_registry", "baselines.registry", "all rivals by name, in one table"
             ),
+            Lesson("69_experiments_cells", "experiments.cells", "one comparison, and its code"),
             Lesson("70_experiments_scores", "experiments.scores", "counts that tell everything"),
             Lesson("71_experiments_claims", "experiments.claims", "how sure one can be"),
             Lesson(
