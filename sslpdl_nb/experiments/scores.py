@@ -37,8 +37,8 @@ __all__ = [
 # %% ../../nbs/70_experiments_scores.ipynb #2e5fae7a
 READINGS = ("argmax", "tuned", "argmax calibrated", "tuned uncalibrated")
 
-# %% ../../nbs/70_experiments_scores.ipynb #38816624
-PIXELS = 2_000_000  # at most so many are used for a calibration
+# %% ../../nbs/70_experiments_scores.ipynb #1701fd1f
+PIXELS = 1_000_000  # at most so many are used for a calibration
 
 
 def _logs(p) -> torch.Tensor:
@@ -211,7 +211,7 @@ def _brier_sums(p, observed, groups) -> np.ndarray:
     return np.stack(sums, 1)
 
 
-# %% ../../nbs/70_experiments_scores.ipynb #5de8f7b1
+# %% ../../nbs/70_experiments_scores.ipynb #25f99eba
 def _pack(numbers) -> str:
     "Numbers as text, separated by blanks; exact."
     return " ".join(map(repr, np.asarray(numbers).ravel().tolist()))
@@ -233,10 +233,12 @@ def _check_result(r):
         if not np.array_equal(table.sum(2), r.confusion["argmax"].sum(2)):
             what = f"Result, {reading}: observed pixels of each class"
             raise DataError(mismatch(what, "those of argmax", "others"))
-    for name, sums in r.brier.items():
-        if sums.shape != (shape[0], len(r.edges)):
-            expected = (shape[0], len(r.edges))
-            raise DataError(mismatch(f"Result, Brier, {name}: shape", expected, sums.shape))
+    expected = {name: (shape[0], len(r.edges)) for name in ("raw", "calibrated")}
+    found = {name: sums.shape for name, sums in r.brier.items()}
+    if found != expected:
+        raise DataError(mismatch("Result, Brier: shapes", expected, found))
+    if len(r.climate) != len(r.edges):
+        raise DataError(mismatch("Result, climate: edges", len(r.edges), len(r.climate)))
 
 
 # %% ../../nbs/70_experiments_scores.ipynb #2e6ee1ce
