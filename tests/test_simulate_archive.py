@@ -167,7 +167,8 @@ def test_no_atmosphere_is_in_two_splits():
 
     for size in SIZES.values():
         days = np.arange(size.times).repeat(len(size.leads))
-        blocks = split_days(xr.Dataset({"day": ("sample", days.astype("datetime64[D]"))}))
+        samples = xr.Dataset({"day": ("sample", days.astype("datetime64[D]"))})
+        blocks = split_days(samples, size.split)
         groups = [
             set(b["day"].values.astype("datetime64[D]").astype(int) // size.per_group)
             for b in blocks.values()
@@ -326,3 +327,42 @@ def test_the_committed_sample_is_what_the_size_says():
             == round(size.groups / 5) * size.per_group
         )
     assert sum(f.stat().st_size for f in TINY.iterdir()) < 8e6
+
+
+def test_later_atmospheres_of_a_run_change_nothing_in_the_first():
+    size = replace(TOY, starts=1, atmospheres=2, later=2)
+    alone = simulate_batch(replace(size, later=0), 5, 1)
+    chain = simulate_batch(size, 5, 1)
+    n = size.atmospheres * size.times_per_atmosphere
+    assert len(chain["truth"]) == size.per_group == 3 * n
+    for name in ("truth", "observed"):
+        assert torch.equal(chain[name][:n].nan_to_num(-1), alone[name].nan_to_num(-1))
+    for name, field in alone["forecast"].items():
+        assert torch.equal(chain["forecast"][name][:n], field)
+    maps = chain["forecast"]["gh500"].reshape(3, n, -1)
+    maps = maps - maps.mean((0, 1))
+    between = torch.corrcoef(torch.stack([maps[0].ravel(), maps[2].ravel()]))[0, 1]
+    assert abs(between) < 0.5
+
+
+def test_later_atmospheres_have_one_start_each():
+    with pytest.raises(DataError, match="starts"):
+        replace(TOY, starts=2, later=1)
+
+
+def test_archive_with_its_own_split(tmp_path):
+    from sslpdl_nb.core import Config
+    from sslpdl_nb.io.prepare import prepare
+    from sslpdl_nb.store import atmosphere_of, load_splits
+
+    size = replace(TOY, starts=1, groups=4, later=1, split=(0.5, 0.25, 0.25))
+    folder = simulate(size, tmp_path / "own", 1, members=1, progress=False)
+    nwp, qpe = folder / "nwp.nc", folder / "qpe.nc"
+    prepare(nwp, qpe, folder / "store.zarr", source="sslpdl", rain_regridding="nearest")
+    splits = load_splits(folder, Config(image_size=(16, 8)))
+    atmospheres = {k: np.unique(atmosphere_of(s)).size for k, s in splits.samples.items()}
+    assert atmospheres == dict(train=4, valid=2, test=2)
+    ensemble = xr.open_dataset(folder / "perfect_model_ensemble.nc").probability
+    known = np.isfinite(ensemble.values).all((1, 2, 3, 4))
+    test = splits.samples["test"].reference_time.values
+    assert np.array_equal(ensemble.time.values[known], np.unique(test))

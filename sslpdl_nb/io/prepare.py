@@ -351,7 +351,7 @@ def _carried_attributes(path) -> dict:
         return {}  # of another format
     if "source" not in ds.attrs or "crs" not in ds.variables:
         return {}
-    attrs = {k: v.item() if hasattr(v, "item") else v for k, v in ds.attrs.items()}
+    attrs = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in ds.attrs.items()}
     return {k: v for k, v in attrs.items() if k not in ("Conventions", "title", "note")}
 
 

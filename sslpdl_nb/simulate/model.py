@@ -5,6 +5,7 @@
 # %% ../../nbs/30_simulate_model.ipynb #70f5e648
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -162,6 +163,15 @@ class MoistQG:
             slopes = [complex_times_real(h, self.kx), complex_times_real(h, self.ky)]
             self.slope = self.grid(torch.stack(slopes))
 
+    def with_steps(self, steps_per_hour: int) -> MoistQG:
+        "The same model with longer or shorter steps."
+        if steps_per_hour == self.steps_per_hour:
+            return self
+        other = copy.copy(self)
+        other.steps_per_hour, other.dt = steps_per_hour, HOUR / steps_per_hour
+        other.filter = self.filter ** (other.dt / self.dt)  # 0 stays 0
+        return other
+
     def grid(self, a):
         "From Fourier coefficients to values on the grid."
         return torch.fft.irfft2(a, s=(self.n, self.n))
@@ -265,27 +275,34 @@ def step(
     return complex_times_real(z, model.filter), (2 * now["P"] + 3 * half["P"] + 4 * late["P"]) / 9
 
 
-def run(
-    model: MoistQG,
-    z: torch.Tensor,  # state
-    hours: int,  # how long
-):  # state, mean rain of the last hour (members, n, n)
-    """Run whole hours.
-
-    Raises DataError when the model becomes unstable, and for a negative number of hours.
-    """
-    if hours < 0:
-        raise DataError(mismatch("simulate.run: hours", "0 or more", hours))
+def _whole_hours(model, z, hours) -> tuple:
+    "State after some hours, mean rain of the last one."
     P = rates(model, z)[1]["P"]
     for _ in range(hours):
         P = torch.zeros_like(P)
         for _ in range(model.steps_per_hour):
             z, now = step(model, z)
             P.add_(now, alpha=1 / model.steps_per_hour)
-    if not torch.isfinite(P).all():
-        found = f"an unstable one after {hours} h; use more steps_per_hour"
-        raise DataError(mismatch("simulate.run", "a finite state", found))
     return z, P
+
+
+def run(
+    model: MoistQG,
+    z: torch.Tensor,  # state
+    hours: int,  # how long
+):  # state, mean rain of the last hour (members, n, n)
+    """Run whole hours; where the wind is too strong for the model's steps, with steps half as long.
+
+    Raises DataError when the model is unstable even then, and for a negative number of hours.
+    """
+    if hours < 0:
+        raise DataError(mismatch("simulate.run: hours", "0 or more", hours))
+    for factor in (1, 2):
+        end, P = _whole_hours(model.with_steps(factor * model.steps_per_hour), z, hours)
+        if torch.isfinite(P).all():
+            return end, P
+    found = f"an unstable one after {hours} h; use more steps_per_hour"
+    raise DataError(mismatch("simulate.run", "a finite state", found))
 
 
 # %% ../../nbs/30_simulate_model.ipynb #e617ed71
