@@ -236,6 +236,42 @@ def _add_predict(commands):
     p.set_defaults(run=_predict)
 
 
+# %% ../nbs/49_cli.ipynb #e7a1c0d1
+def _add_experiment(commands):
+    p = _command(
+        commands,
+        "experiment",
+        "run a study, see how far it is, and make its table",
+        "sslpdl experiment run example --workers 2",
+    )
+    p.add_argument("action", choices=("run", "status", "table"), help="what to do with it")
+    p.add_argument("name", metavar="NAME", help="of experiments/NAME.yaml, or such a file")
+    p.add_argument("--fast", action="store_true", help="the small version of the study, for tests")
+    p.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="run and status: cells with these values, for example method=unet seed=0",
+    )
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="processes side by side")
+    p.add_argument(
+        "--executor",
+        choices=("debug", "local", "slurm"),
+        help="how submitit starts workers; default: local, for one worker none",
+    )
+    p.add_argument(
+        "--cluster",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="options of submitit, for example slurm_partition=gpu timeout_min=600",
+    )
+    p.add_argument("--again", action="store_true", help="repeat cells that other code has run")
+    p.add_argument("--keep", action="store_true", help="accept the records of other code")
+    p.set_defaults(run=_experiment)
+
+
 # %% ../nbs/49_cli.ipynb #439f7b32
 def parser() -> argparse.ArgumentParser:
     "The commands of `sslpdl` and their options."
@@ -251,6 +287,7 @@ def parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_experiment(commands)
     return top
 
 
@@ -316,13 +353,16 @@ def _prepare(args):
 
 
 # %% ../nbs/49_cli.ipynb #8a14563e
-def _changes(words: list) -> dict:
+def _changes(
+    words: list,  # FIELD=VALUE
+    option: str = "--set",  # where they were given
+) -> dict:
     "FIELD=VALUE words as changes of a configuration."
     changes = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            raise DataError(mismatch("--set", "FIELD=VALUE", word))
+            raise DataError(mismatch(option, "FIELD=VALUE", word))
         try:
             changes[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -538,6 +578,22 @@ def _predict(args):
         print(f"lead times {', '.join(far)} h lie outside those of the training, {span}")
     if args.map:
         _draw(args, ds, hours)
+
+
+# %% ../nbs/49_cli.ipynb #e7a1c0d3
+def _experiment(args):
+    from sslpdl_nb.experiments.runner import Study, run, status, summary, table
+
+    study = Study.load(args.name, args.fast)
+    only = _changes(args.only, "--only")
+    if args.action == "run":
+        cluster = _changes(args.cluster, "--cluster")
+        options = dict(again=args.again, keep=args.keep, only=only, cluster=cluster)
+        run(study, args.workers, args.executor, **options)
+    if args.action == "table":
+        print(summary(table(study)))
+    else:
+        print(status(study, only))
 
 
 # %% ../nbs/49_cli.ipynb #f4cd790f

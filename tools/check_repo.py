@@ -42,8 +42,9 @@ WINGS = ("io", "simulate", "grids.neighbours", "grids.regrid")
 ALONE = ("deform", "gradcam", "labels", "train", "verify")
 # The tour and the recipes go from the top down: they use everything before it is explained
 TOP_DOWN = ("00_tour", "04_recipes")
-# Imports inside functions that run backwards on purpose: a fast kernel, files to predict from
+# Imports inside functions that run backwards on purpose: a fast kernel, files to read, studies
 LATE = {
+    "cli": {"experiments.runner"},
     "deform": {"kernels.backend"},
     "predict": {"io.nwp", "io.prepare", "io.qpe", "grids.regrid"},
 }

@@ -53,7 +53,7 @@ from sslpdl_nb.experiments.scores import Result, judge, scores
 from sslpdl_nb.store import Splits, atmosphere_of
 
 # %% auto #0
-__all__ = ["Study", "run_cell", "status"]
+__all__ = ["Study", "run_cell", "status", "summary"]
 
 # %% ../../nbs/73_experiments_runner.ipynb #5cda4328
 PARTS = dict(
@@ -491,7 +491,7 @@ def _difference(row: dict) -> tuple:
     return f"code {expected['hash']}", f"code {found['hash']}; changed since: {changed}"
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #2f5a43d8
+# %% ../../nbs/73_experiments_runner.ipynb #ace4702f
 def _settle_changed(rows: list, again: bool, keep: bool):
     "Remove or accept records made by other code, as asked. Raises DataError if nothing is asked."
     changed = [row for row in rows if row["state"] == "changed"]
@@ -508,6 +508,16 @@ def _settle_changed(rows: list, again: bool, keep: bool):
             write_json(path, record | dict(kept_for=names))
         else:
             path.unlink()
+
+
+def _remove_stale(rows: list):
+    "Remove errors, which are tried again, and training states that older code has left."
+    for row in rows:
+        path = row["path"]
+        path.with_suffix(".error").unlink(missing_ok=True)
+        for state in path.parent.glob(f"{path.stem.split('-')[0]}-*.state"):
+            if state.stem != path.stem:
+                state.unlink(missing_ok=True)
 
 
 def _work(study: Study, only: dict, report) -> None:
@@ -593,11 +603,16 @@ def _start(study: Study, only: dict, workers: int, executor: str, cluster: dict)
         raise DataError(mismatch(f"executor {executor} {cluster}", expected, error)) from error
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #3e30997d
-def _wait_for(jobs: list) -> list:
+# %% ../../nbs/73_experiments_runner.ipynb #9762cccc
+def _wait_for(jobs: list, records: list) -> list:
     "Wait for workers; those that ended early. An interrupt stops them all."
+    before = None
     try:
         while not all(job.done() for job in jobs):
+            done = sum(path.exists() for path in records)
+            if done != before:
+                _print_now(f"{done} of {len(records)} cells finished")
+            before = done
             time.sleep(0.5)
     except KeyboardInterrupt:
         for job in jobs:
@@ -628,11 +643,11 @@ def run(
     only = only or {}
     rows = _survey(study, only)
     _settle_changed(rows, again, keep)
-    for row in rows:
-        row["path"].with_suffix(".error").unlink(missing_ok=True)
+    _remove_stale(rows)
     lost = []
     if workers > 1 or executor:
-        lost = _wait_for(_start(study, only, workers, executor or "local", cluster or {}))
+        jobs = _start(study, only, workers, executor or "local", cluster or {})
+        lost = _wait_for(jobs, [row["path"] for row in rows if row["state"] != "finished"])
     else:
         _work(study, only, report=_print_now)
     rows = _survey(study, only)
@@ -780,3 +795,16 @@ def table(
         with atomic_path(csv_file) as tmp:
             frame.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
     return frame
+
+
+# %% ../../nbs/73_experiments_runner.ipynb #314d2e0b
+def summary(
+    frame,  # of `table`
+    reading: str = "tuned",  # one of scores.READINGS
+) -> str:
+    "CSI, bias and Brier skill of each method at each edge, as means over the seeds."
+    names = list(frame.columns[: list(frame.columns).index("reading")])
+    names.remove("seed")
+    part = frame[frame["reading"] == reading].fillna({name: "" for name in names})
+    groups = part.groupby([*names, "edge"], sort=False)[["CSI", "bias", "Brier skill"]]
+    return groups.mean().unstack("edge").to_string(float_format="{:.3f}".format)
