@@ -39,6 +39,7 @@ __all__ = [
     "group_counts",
     "per_lead_time",
     "effective_number",
+    "jackknife_t",
     "jackknife_interval",
 ]
 
@@ -396,11 +397,6 @@ def effective_number(
 
 
 # %% ../nbs/19_verify.ipynb #105d84c6
-def _left_out(c):
-    "The counts of all blocks but one, for each block."
-    return Contingency(*(np.sum(getattr(c, f.name)) - getattr(c, f.name) for f in fields(c)))
-
-
 def _no_interval(names, difference, without, effective) -> str:
     "Why there is no interval; empty if there is one."
     if names.size < 3:
@@ -417,7 +413,43 @@ def _no_interval(names, difference, without, effective) -> str:
     return ""
 
 
+# %% ../nbs/19_verify.ipynb #2d7e91c4
+def jackknife_t(
+    difference: float,  # of two scores, from all blocks
+    without,  # (k,) the same without each block
+    weights,  # (k,) observed events of each block
+    *,
+    names=None,  # (k,) of the blocks, for the reason; None = 0, 1, ...
+    level: float = 0.95,  # of the interval
+) -> dict:  # difference, low, high, level, blocks, effective_blocks, reason
+    """The interval d -+ t sqrt((k - 1) / k sum (d_i - d)^2) of any statistic, over whole blocks.
+
+    d_i leaves out block i of k (Efron and Tibshirani 1993, chapter 11; MacKinnon, Nielsen and Webb
+    2023), and t has k_eff - 1 degrees of freedom: the effective number of blocks by their observed
+    events (Kish 1965; Carter, Schnepel and Steigerwald 2017). `low` and `high` are NaN, and
+    `reason` says why, for fewer than 3 blocks, for k_eff < 2 and where a score is undefined.
+    """
+    k, without = len(without), np.asarray(without, dtype=float)
+    names = np.arange(k) if names is None else names
+    effective = effective_number(weights)
+    reason = _no_interval(names, difference, without, effective)
+    low = high = np.nan
+    if not reason:
+        from scipy.special import stdtrit  # quantiles of Student's t
+
+        error = np.sqrt((k - 1) / k * np.sum((without - difference) ** 2))
+        reach = float(stdtrit(effective - 1, (1 + level) / 2) * error)
+        low, high = difference - reach, difference + reach
+    interval = dict(difference=difference, low=low, high=high, level=level)
+    return interval | dict(blocks=k, effective_blocks=effective, reason=reason)
+
+
 # %% ../nbs/19_verify.ipynb #03072788
+def _left_out(c):
+    "The counts of all blocks but one, for each block."
+    return Contingency(*(np.sum(getattr(c, f.name)) - getattr(c, f.name) for f in fields(c)))
+
+
 def jackknife_interval(
     counts: Contingency,  # of arrays (samples,), the forecast in question
     reference: Contingency,  # of arrays (samples,), the forecast to beat, same pixels
@@ -426,14 +458,10 @@ def jackknife_interval(
     score=csi,  # of pooled counts
     level: float = 0.95,  # of the interval
 ) -> dict:  # difference, low, high, level, blocks, effective_blocks, reason
-    """Difference of two pooled scores with its jackknife t interval over whole blocks.
+    """Difference of two pooled scores with its jackknife t interval (`jackknife_t`).
 
-    It is d -+ t sqrt((k - 1) / k sum (d_i - d)^2), where d_i leaves out block i of k (Efron and
-    Tibshirani 1993, chapter 11; MacKinnon, Nielsen and Webb 2023), and t has k_eff - 1 degrees of
-    freedom: the effective number of blocks by their observed events (Kish 1965; Carter, Schnepel
-    and Steigerwald 2017). `low` and `high` are NaN, and `reason` says why, for fewer than 3
-    blocks, for k_eff < 2 and where a score is undefined. Raises DataError if the two forecasts
-    were not judged on the same observed pixels.
+    `low` and `high` are NaN, and `reason` says why, where the data allow no interval. Raises
+    DataError if the two forecasts were not judged on the same observed pixels.
     """
     names, a = group_counts(counts, blocks)
     _, b = group_counts(reference, blocks)
@@ -443,15 +471,4 @@ def jackknife_interval(
         raise DataError(mismatch(what, "the same observed pixels", "different totals"))
     difference = float(score(a.pooled()) - score(b.pooled()))
     without = score(_left_out(a)) - score(_left_out(b))
-    effective = effective_number(a.hits + a.misses)
-    reason = _no_interval(names, difference, without, effective)
-    low = high = np.nan
-    if not reason:
-        from scipy.special import stdtrit  # quantiles of Student's t
-
-        k = names.size
-        error = np.sqrt((k - 1) / k * np.sum((without - difference) ** 2))
-        reach = float(stdtrit(effective - 1, (1 + level) / 2) * error)
-        low, high = difference - reach, difference + reach
-    interval = dict(difference=difference, low=low, high=high, level=level)
-    return interval | dict(blocks=names.size, effective_blocks=effective, reason=reason)
+    return jackknife_t(difference, without, a.hits + a.misses, names=names, level=level)
