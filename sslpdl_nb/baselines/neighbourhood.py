@@ -223,12 +223,31 @@ def cross_validated_csi(
     return csi(total)
 
 
-# %% ../../nbs/61_baselines_neighbourhood.ipynb #f87b4ad5
+# %% ../../nbs/61_baselines_neighbourhood.ipynb #33697c1c
 SMALLEST_SHARE = 1e-4  # counted as different from none
 BLOCK = 256  # samples at a time
 
 
-# %% ../../nbs/61_baselines_neighbourhood.ipynb #19135b37
+def _share_levels(rain, spacing, chosen) -> np.ndarray:
+    "Levels of the share of rain (n, h, w), for a width (km) and a threshold (mm/h)."
+    sigma, threshold = chosen
+    return to_levels(gaussian_share(rain, threshold, spacing, 1000 * sigma), SMALLEST_SHARE)
+
+
+def _count_shares(train, candidates, edges, k, seed) -> np.ndarray:
+    "Counts (candidate, K, fold, level) of the training samples in k folds."
+    forecast, rain = raw_rain(train), train.observed_rain().numpy()
+    spacing, fold = lambert_from_cf(train.samples).dx, folds(train, k, seed)
+    counts = np.zeros((len(candidates), len(edges) + 1, k, LEVELS), np.int64)
+    for start in range(0, len(rain), BLOCK):
+        b = slice(start, start + BLOCK)
+        for c, chosen in enumerate(candidates):
+            levels = _share_levels(forecast[b], spacing, chosen)
+            counts[c] += level_counts(levels, rain[b], edges, fold[b], k)
+    return counts
+
+
+# %% ../../nbs/61_baselines_neighbourhood.ipynb #83bccaa4
 class NeighbourhoodShare:
     """The share of forecast rain around a pixel, made a probability by isotonic regression.
 
@@ -245,46 +264,28 @@ class NeighbourhoodShare:
         self.sigmas, self.thresholds = tuple(sigmas), tuple(thresholds)
         self.edges, self.n_folds = edges, n_folds
 
-    def _levels(self, rain, spacing, sigma, threshold) -> np.ndarray:
-        "Levels of the share."
-        share = gaussian_share(rain, threshold, spacing, 1000 * sigma)
-        return to_levels(share, SMALLEST_SHARE)
-
-    def _counts(self, train, seed) -> np.ndarray:
-        "Counts (sigma, threshold, K, fold, level) of the training samples, block by block."
-        forecast, rain = raw_rain(train), train.observed_rain().numpy()
-        k = min(self.n_folds, np.unique(atmosphere_of(train.samples)).size)
-        spacing, fold = lambert_from_cf(train.samples).dx, folds(train, k, seed)
-        shape = len(self.sigmas), len(self.thresholds), len(self.edges) + 1, k, LEVELS
-        counts = np.zeros(shape, np.int64)
-        for start in range(0, len(rain), BLOCK):
-            b = slice(start, start + BLOCK)
-            for i, j in np.ndindex(shape[:2]):
-                levels = self._levels(forecast[b], spacing, self.sigmas[i], self.thresholds[j])
-                counts[i, j] += level_counts(levels, rain[b], self.edges, fold[b], k)
-        return counts
-
     def fit(self, train: RainDataset, valid: RainDataset, seed: int = 0) -> NeighbourhoodShare:
         "Raises DataError if no pixel was observed."
-        counts = self._counts(train, seed)
-        self.scores = np.zeros((len(self.edges), *counts.shape[:2]))  # CSI
-        self.chosen, curves = [], []  # (km, mm/h) of each edge
-        for e, scores in enumerate(self.scores):
-            for i, j in np.ndindex(scores.shape):
-                scores[i, j] = cross_validated_csi(counts[i, j, 1 + e], counts[i, j, 0])
-            i, j = np.unravel_index(np.argmax(np.nan_to_num(scores)), scores.shape)
-            self.chosen.append((self.sigmas[i], self.thresholds[j]))
-            curves.append(isotonic_curve(counts[i, j, 1 + e].sum(0), counts[i, j, 0].sum(0)))
-        self.curves = np.stack(curves)
-        self.size = sum(2 + np.unique(c).size for c in curves)
+        k = min(self.n_folds, np.unique(atmosphere_of(train.samples)).size)
+        candidates = [(s, u) for s in self.sigmas for u in self.thresholds]
+        counts = _count_shares(train, candidates, self.edges, k, seed)
+        self.scores, self.chosen, curves = [], [], []  # CSI; (km, mm/h) of each edge
+        for e in range(1, len(self.edges) + 1):
+            scores = [cross_validated_csi(c[e], c[0]) for c in counts]
+            best = int(np.argmax(np.nan_to_num(scores)))
+            self.scores.append(np.reshape(scores, (len(self.sigmas), len(self.thresholds))))
+            self.chosen.append(candidates[best])
+            curves.append(isotonic_curve(counts[best, e].sum(0), counts[best, 0].sum(0)))
+        self.curves = np.stack(curves).astype(np.float32)
+        self.size = sum(2 + np.unique(c).size for c in self.curves)
         return self
 
     def predict(self, data: RainDataset) -> np.ndarray:
         "Probabilities (n, K, h, w)."
         rain, spacing = raw_rain(data), lambert_from_cf(data.samples).dx
         p = np.zeros((len(rain), len(self.edges), *rain.shape[1:]), np.float32)
-        for e, (chosen, curve) in enumerate(zip(self.chosen, self.curves)):
-            for start in range(0, len(rain), BLOCK):
-                b = slice(start, start + BLOCK)
-                p[b, e] = curve[self._levels(rain[b], spacing, *chosen)]
+        for start in range(0, len(rain), BLOCK):
+            b = slice(start, start + BLOCK)
+            for e, chosen in enumerate(self.chosen):
+                p[b, e] = self.curves[e][_share_levels(rain[b], spacing, chosen)]
         return as_probabilities(p)
