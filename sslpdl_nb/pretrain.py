@@ -46,11 +46,15 @@ class Pretrain:
         "A mask for b samples, (b, tokens): 0 kept, 1 masked."
         return random_mask(b, model.embed.n, self.config.pretrain_mask_ratio, generator)
 
+    def answer(self, model, x: Tensor, mask: Tensor) -> Tensor:
+        "The reconstruction of fields (b, v, h, w)."
+        return model(x, mask)
+
     def loss(self, model, batch) -> Tensor:
         "Masked loss of a batch, with fresh masks."
         x = batch["x"]
         mask = self.mask(model, len(x)).to(x.device)
-        return masked_loss(model(x, mask), x, mask, *self.cubes)
+        return masked_loss(self.answer(model, x, mask), x, mask, *self.cubes)
 
     def scores(self, model, loader) -> dict:
         "Masked loss of the network and of the baselines, on masks that are always the same."
@@ -58,7 +62,7 @@ class Pretrain:
         for batch in loader:
             x = batch["x"]
             mask = self.mask(model, len(x), g).to(x.device)
-            answers = dict(masked_loss=model(x, mask))
+            answers = dict(masked_loss=self.answer(model, x, mask))
             for name, baseline in self.baselines.items():
                 answers[name] = baseline(x, mask, *self.cubes)
             for name, y in answers.items():
@@ -75,6 +79,7 @@ def pretrain(
     seed: int,  # of weights, order and masks
     path,  # checkpoint to write; the training state has the suffix .state
     progress: bool = True,  # show a progress bar
+    task=Pretrain,  # makes the task from configuration and seed
 ) -> tuple:  # model, history
     """Masked pre-training from scratch to a checkpoint; one that was stopped goes on.
 
@@ -83,11 +88,13 @@ def pretrain(
     set_seed(seed)
     state = Path(path).with_suffix(".state")
     about = describe(config, splits, seed, "pretrained")
+    if task is not Pretrain:
+        about["task"] = task.__name__
     model = MaskedModel(config, len(VARIABLES)).to(device())
     samples = splits.pretrain or splits.train  # dry days teach meteorology, too
     history = fit(
         model,
-        Pretrain(config, seed),
+        task(config, seed),
         *loaders(samples, splits.valid, config.pretrain_batch, seed),
         steps=config.pretrain_steps,
         groups=parameter_groups(model, config.pretrain_lr, config.pretrain_weight_decay),

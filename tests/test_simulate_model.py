@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sslpdl_nb.core import DataError
+from sslpdl_nb.simulate import model as simulated
 from sslpdl_nb.simulate.model import (
     CENTRE,
     DOMAIN,
@@ -147,6 +148,18 @@ def test_instability_is_an_error():
     model = MoistQG(NATURE, 32, 1, damping=0.0)
     with pytest.raises(DataError, match="unstable"):
         run(model, eddies(model, amplitude=4e3), 30)
+
+
+def test_where_steps_are_too_long_they_are_halved():
+    coarse, fast = MoistQG(NATURE, 32, 4), MoistQG(NATURE, 64, 1)
+    z, _ = run(coarse, start(coarse, 2, torch.Generator().manual_seed(0)), 240)
+    z = resize(z, 64)
+    assert not torch.isfinite(simulated._whole_hours(fast, z, 24)[1]).all()
+    halved, whole = run(fast, z, 24), run(fast.with_steps(2), z, 24)
+    assert all(torch.equal(a, b) for a, b in zip(halved, whole))
+    slow = MoistQG(NATURE, 64, 2)
+    assert torch.allclose(slow.filter, fast.with_steps(2).filter, atol=1e-6)
+    assert slow.dt == fast.with_steps(2).dt and fast.with_steps(1) is fast
 
 
 def test_time_runs_forward():

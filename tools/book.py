@@ -146,7 +146,9 @@ BOOK = (
             Lesson("74_diagnosis", "", "where the papers' gains come from"),
             Lesson("75_papers", "", "the papers' tables and figures, remade"),
             Lesson("76_learning_curves", "", "skill against the amount of weather"),
-            Lesson("77_masks", "", "what masked pre-training learns"),
+            Lesson(
+                "77_experiments_pretexts", "experiments.pretexts", "what masked pre-training learns"
+            ),
             Lesson("78_labels", "", "what finds heavy rain: labels, losses, weights"),
             Lesson("79_transfer", "", "adapters, lead times, regions, missing variables"),
         ),
