@@ -241,7 +241,7 @@ def _check_result(r):
         raise DataError(mismatch("Result, climate: edges", len(r.edges), len(r.climate)))
 
 
-# %% ../../nbs/70_experiments_scores.ipynb #2e6ee1ce
+# %% ../../nbs/70_experiments_scores.ipynb #07d3ec35
 @dataclass(frozen=True, eq=False)
 class Result:
     "What a comparison needs to know about one forecast of one test set."
@@ -266,6 +266,11 @@ class Result:
     def events(self, edge: int) -> np.ndarray:  # (G,) observed events of each atmosphere
         c = contingency(self.confusion["argmax"], edge)
         return c.hits + c.misses
+
+    def brier_of(self, reading: str) -> np.ndarray:  # (G, K-1)
+        "Sums of squared errors of the probabilities that a reading is made of."
+        calibrated = reading in ("tuned", "argmax calibrated")
+        return self.brier["calibrated" if calibrated else "raw"]
 
     def climate_brier(self) -> np.ndarray:  # (G, K-1)
         "Sums of squared errors of the climatology."
@@ -298,7 +303,7 @@ class Result:
         return _frame_of(self)
 
 
-# %% ../../nbs/70_experiments_scores.ipynb #70cac0b6
+# %% ../../nbs/70_experiments_scores.ipynb #c616cdc4
 def _result_of(d: dict) -> Result:
     "A result from its dictionary."
     edges, atmospheres = tuple(d["edges"]), _unpack(d["atmospheres"], np.int64, (-1,))
@@ -322,17 +327,11 @@ def _frame_of(r: Result):
 
     n, parts = len(r.edges) + 1, []
     for reading, table in r.confusion.items():
-        kind = _probabilities_of(reading)
         part = dict(reading=reading, atmosphere=r.atmospheres, pixels=r.pixels)
         part |= {f"o{i}f{j}": table[:, i, j] for i in range(n) for j in range(n)}
-        part |= {f"brier_{e:g}": r.brier[kind][:, k] for k, e in enumerate(r.edges)}
+        part |= {f"brier_{e:g}": r.brier_of(reading)[:, k] for k, e in enumerate(r.edges)}
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
-
-
-def _probabilities_of(reading: str) -> str:
-    "Which probabilities a reading is made of."
-    return "calibrated" if reading in ("tuned", "argmax calibrated") else "raw"
 
 
 # %% ../../nbs/70_experiments_scores.ipynb #dda661d8
@@ -373,7 +372,7 @@ def judge(
     )
 
 
-# %% ../../nbs/70_experiments_scores.ipynb #0213fe55
+# %% ../../nbs/70_experiments_scores.ipynb #953bce6f
 def scores(
     result: Result,
 ) -> dict:  # (reading, edge in mm/h) -> dict of scores
@@ -382,7 +381,7 @@ def scores(
     n, reference, rows = result.pixels.sum(), result.climate_brier().sum(0), {}
     for reading, tables in result.confusion.items():
         table = tables.sum(0)
-        sums = result.brier[_probabilities_of(reading)].sum(0)
+        sums = result.brier_of(reading).sum(0)
         for k, edge in enumerate(result.edges):
             row = {name: SCORES[name](contingency(table, k)) for name in names}
             row["mIoU"] = miou(table)
