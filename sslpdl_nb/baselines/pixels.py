@@ -347,7 +347,7 @@ def platt(
     return float(a), float(b)
 
 
-# %% ../../nbs/62_baselines_pixels.ipynb #b603a7ff
+# %% ../../nbs/62_baselines_pixels.ipynb #999a48a8
 @dataclass
 class Trees:
     "Boosted trees and the calibration of their logit."
@@ -358,8 +358,8 @@ class Trees:
 
     @property
     def size(self) -> int:
-        trees = self.booster.dump_model(self.booster.best_iteration)["tree_info"]
-        return sum(tree["num_leaves"] for tree in trees) + 2
+        lines = self.booster.model_to_string(self.booster.best_iteration).splitlines()
+        return sum(int(n[11:]) for n in lines if n.startswith("num_leaves=")) + 2  # with a and b
 
     def raw(self, x) -> np.ndarray:
         "Logits before calibration."
