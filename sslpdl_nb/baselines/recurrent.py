@@ -272,13 +272,16 @@ class MetNet(nn.Module):
         return self.head(self.last(self.rise(y)[..., :h, :w]))
 
 
-# %% ../../nbs/66_baselines_recurrent.ipynb #3276e0cd
+# %% ../../nbs/66_baselines_recurrent.ipynb #20a6d488
 def influence(
     model: nn.Module,  # fields in, logits (b, K, h, w) out
     x: Tensor,  # (b, ..., h, w) standardised fields
     pixel: tuple = None,  # row, column of the forecast; None = the middle
 ) -> Tensor:  # (h, w), sums to 1
-    "The influence of every input pixel on the last logit of one pixel, by its gradient."
+    """The influence of every input pixel on the last logit of one pixel, by its gradient.
+
+    Raises DataError if no input pixel has any.
+    """
     row, column = pixel or (x.shape[-2] // 2, x.shape[-1] // 2)
     training = model.training
     x = x.detach().clone().requires_grad_()
@@ -286,6 +289,10 @@ def influence(
     (gradient,) = torch.autograd.grad(score, x)
     model.train(training)
     size = gradient.abs().flatten(0, -3).mean(0)
+    if not size.any():
+        raise DataError(
+            mismatch("influence", "a forecast that depends on its fields", "no gradient")
+        )
     return size / size.sum()
 
 
