@@ -36,7 +36,7 @@ __all__ = [
     "heat_map",
 ]
 
-# %% ../../nbs/72_experiments_figures.ipynb #7be888f2
+# %% ../../nbs/72_experiments_figures.ipynb #015b0bda
 # fmt: off
 # name: title, colour, marker ("/" = hollow), other names; references, statistics, networks, ours
 _METHODS = {
@@ -58,6 +58,7 @@ _METHODS = {
     "deeplab": ("DeepLabV3+", "#332288", "d/", "deeplabv3"),
     "camt": ("Swin + CAMT", "#D55E00", "v/", "swincamt swinunetcamt"),
     "unet share": ("U-Net + share", "#117733", "D/", "unetresidual residual"),
+    "internimage share": ("InternImage + share", "#882255", "^/", "scratchshare"),
     "scratch": ("InternImage, from scratch", "#56B4E9", "o/", "internimage rainmodel"),
     "pretrained": ("InternImage, pre-trained (ours)", "#0072B2", "o",
                    "ours finetuned internimagepretrained"),
@@ -66,7 +67,7 @@ _METHODS = {
 _DOTTED = ("climatology", "raw", "raw tuned", "perfect model")
 _DASHED = ("share", "quantile mapping", "emos", "logistic", "boosting")
 _FREE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255", "#999933")
-_FREE_MARKERS = ("o", "^", "s", "v", "D", "P", "X", "p")
+_FREE_MARKERS = ("p", "h", "o", "^", "s", "v", "D", "P", "X")
 
 
 def _plain(name: str) -> str:
@@ -81,14 +82,14 @@ def _all_styles() -> dict:
         style = dict(color=color, marker=marker[0], markersize=6, label=title, linestyle="-")
         if name in _DOTTED + _DASHED:
             style["linestyle"] = ":" if name in _DOTTED else "--"
-        style["linewidth"] = 2.4 if name in ("scratch", "pretrained") else 1.5
+        style["linewidth"] = 2.4 if title.startswith("InternImage") else 1.5
         style["markerfacecolor"] = "white" if "/" in marker else color
         for other in (name, title, *others.split()):
             found[_plain(other)] = style
     return found
 
 
-# %% ../../nbs/72_experiments_figures.ipynb #9283ea4f
+# %% ../../nbs/72_experiments_figures.ipynb #bd178cdb
 METHOD_NAMES = tuple(_METHODS)  # each can be drawn
 
 
@@ -106,16 +107,16 @@ def styles(
     names,  # of methods, or of anything else that is compared, such as losses
 ) -> dict:  # name -> style; what is no method gets the next free colour
     "The style of each name, in one figure."
-    known, free, found = _all_styles(), 0, {}
-    for name in names:
-        if _plain(name) in known:
-            found[name] = dict(known[_plain(name)])
-            continue
-        k, found[name] = free % len(_FREE), dict(linestyle="-", markersize=6, linewidth=1.5)
-        found[name] |= dict(color=_FREE[k], markerfacecolor=_FREE[k], marker=_FREE_MARKERS[k])
-        found[name]["label"] = name
-        free += 1
-    return found
+    known, names = _all_styles(), list(names)
+    found = {name: dict(known[_plain(name)]) for name in names if _plain(name) in known}
+    colors = [c for c in _FREE if c not in [look["color"] for look in found.values()]] or _FREE
+    markers = [m for m in _FREE_MARKERS if m not in [look["marker"] for look in found.values()]]
+    others = [name for name in names if name not in found]
+    for k, name in enumerate(others):
+        color = colors[k % len(colors)]
+        found[name] = dict(color=color, markerfacecolor=color, linestyle="-", linewidth=1.5)
+        found[name] |= dict(marker=markers[k % len(markers)], markersize=6, label=name)
+    return {name: found[name] for name in names}
 
 
 # %% ../../nbs/72_experiments_figures.ipynb #32cbc566
