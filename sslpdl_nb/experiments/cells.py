@@ -398,14 +398,13 @@ def code_of(
     return dict(hash=key_of([modules, options], 8), options=options, modules=modules)
 
 
-# %% ../../nbs/69_experiments_cells.ipynb #dc6b44d7
+# %% ../../nbs/69_experiments_cells.ipynb #b27daf5a
 @lru_cache
 def _describe_store(path: Path, changed: float) -> dict:
     "What tells one archive from another."
     ds = open_store(path, memory=0)
     known = ("size", "seed", "times", "times_per_atmosphere", "split_fractions", "title")
-    about = {k: ds.attrs[k] for k in known if k in ds.attrs}
-    about = json.loads(json.dumps(about, default=np.ndarray.tolist))
+    about = {k: np.asarray(ds.attrs[k]).tolist() for k in known if k in ds.attrs}
     train = split_days(ds, tuple(ds.attrs.get("split_fractions", FRACTIONS)), gap=1)["train"]
     about["training_atmospheres"] = int(np.unique(atmosphere_of(train)).size)
     return about | dict(samples=ds.sizes["sample"], shape=[ds.sizes["y"], ds.sizes["x"]])

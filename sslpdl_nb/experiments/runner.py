@@ -285,7 +285,7 @@ def _peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #a2fa2d29
+# %% ../../nbs/73_experiments_runner.ipynb #01597351
 def run_cell(
     cell: dict,
     archives,  # name -> folder; or the folder of the cell's own archive
@@ -313,6 +313,7 @@ def run_cell(
             commit=_commit(),
             versions=_versions(),
             threads=torch.get_num_threads(),
+            process=f"{os.getpid()} on {platform.node()}",
             pretrained=before,
             **_fit_and_judge(baseline, splits, cell["seed"], config),
         )
@@ -442,7 +443,7 @@ def _holder(path: Path) -> str:
     return text
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #861bd7a9
+# %% ../../nbs/73_experiments_runner.ipynb #eb393e01
 def _survey(study: Study, only: dict = None) -> list:
     "Every cell with its state: finished, changed, running, failed or missing."
     archives, records, rows = _archives(study), _records(study), []
@@ -483,7 +484,7 @@ def _difference(row: dict) -> tuple:
     "What a record was made with, and what would be used today."
     old, new = row["record"], row["about"]
     if old["archive"] != new["archive"]:
-        return new["archive"], old["archive"]
+        return str(new["archive"]), str(old["archive"])
     expected, found = new["code"], old["code"]
     names = sorted(set(expected["modules"]) | set(found["modules"]))
     names = [n for n in names if expected["modules"].get(n) != found["modules"].get(n)]
@@ -695,7 +696,7 @@ def _expected_seconds(cell: dict, records: list) -> float:
     return float("nan")
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #a64fc9a2
+# %% ../../nbs/73_experiments_runner.ipynb #9416ac35
 FACTS = ("archive", "method", "atmospheres", "seed")
 COSTS = ("parameters", "fit_seconds", "ms")
 STORED = ("cell", "name", "kept_for", "archive", "code", "commit", "parameters", "fit_seconds")
@@ -732,7 +733,7 @@ def _compact(record: dict) -> dict:
 def _write_runs(path: Path, study: Study, runs: list):
     "Write the committed runs; equal runs give equal bytes."
     content = dict(study=study.name, title=study.parts["title"], runs=runs)
-    data = gzip.compress(json.dumps(content, sort_keys=True).encode(), mtime=0)
+    data = gzip.compress(json.dumps(content).encode(), mtime=0)
     if len(data) > LIMIT:
         raise DataError(mismatch(f"{path}: bytes", f"at most {LIMIT}", len(data)))
     with atomic_path(path) as tmp:
