@@ -11,7 +11,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,7 @@ from sslpdl_nb.grids.types import (
 from sslpdl_nb.simulate.model import (
     CORIOLIS,
     FORECAST,
+    FORECAST_RAIN,
     LN_RATIO,
     NATURE,
     NATURE_RAIN,
@@ -106,6 +107,8 @@ class Size:
     settling: int = 24  # hours on the fine box before a forecast
     steps_per_hour: tuple = (6, 8)  # on the coarse and on the fine box
     split: tuple = (0.6, 0.2, 0.2)  # of the batches: training, validation, test
+    batches: tuple = ()  # their numbers; empty: 0 to groups - 1
+    perfect: bool = False  # whether nature's own model makes the forecasts
 
     def __post_init__(self):
         if not self.leads or min(np.diff(self.leads, prepend=-1)) <= 0:
@@ -116,6 +119,8 @@ class Size:
         if self.later and self.starts > 1:
             expected = "1 where atmospheres follow each other (`later`)"
             raise DataError(mismatch("Size: starts", expected, self.starts))
+        if self.batches and len(set(self.batches)) != self.groups:
+            raise DataError(mismatch("Size: different batches", self.groups, self.batches))
 
     @property
     def days(self) -> int:
@@ -176,10 +181,15 @@ def _size(n, groups, starts, leads, grids, atmospheres, **more) -> Size:
 STUDY = dict(later=15, settling=12, steps_per_hour=(4, 6), split=(48 / 62, 7 / 62, 7 / 62))
 
 
+_STUDY = _size(128, 62, 1, (25, 27, 30), grids=_window(3, 64, 32, 6), atmospheres=2, **STUDY)
+_THIRD = (*range(3), *range(48, 62))  # 96 atmospheres for training; validation and test of `study`
 SIZES = {
     "tiny": _size(128, 10, 1, (25, 27, 30), grids=_window(3, 64, 32, 6), atmospheres=3),
     "course": _size(128, 10, 2, HOURLY, grids=_window(2, 112, 64, 4), atmospheres=4),
-    "study": _size(128, 62, 1, (25, 27, 30), grids=_window(3, 64, 32, 6), atmospheres=2, **STUDY),
+    "study": _STUDY,
+    "study_perfect": replace(
+        _STUDY, groups=17, batches=_THIRD, perfect=True, split=(3 / 17, 7 / 17, 7 / 17)
+    ),
     "paper": _size(
         256, 50, 2, HOURLY, grids=_window(1, 224, 128, 1), atmospheres=4, steps_per_hour=(6, 16)
     ),
@@ -225,11 +235,12 @@ def simulate_batch(
     tick=lambda: None,  # called after each start
 ) -> dict:  # forecast {name: (times, leads, y, x)}; observed, truth; perfect_model_ensemble
     "Simulate one batch; times run through each place in turn."
-    g, m = streams(seed, group), min(64, size.n)
+    g, m = streams(seed, size.batches[group] if size.batches else group), min(64, size.n)
     slow, rate = size.steps_per_hour
     coarse = MoistQG(NATURE, m, slow, box_terrain(m), device=device)
     nature = MoistQG(NATURE, size.n, rate, box_terrain(size.n), device=device)
     worse = MoistQG(FORECAST, size.n, rate, box_terrain(size.n, SMOOTHING), device=device)
+    worse = nature if size.perfect else worse
     z, pool = _spin_up(size, coarse, g[0])
     parts = []
     for k in range(1 + size.later):
@@ -259,7 +270,8 @@ def _one_start(size, models, z, pool, g, members) -> tuple:
         here = translated_copies(z.cpu(), P.cpu())
         truth = render_rain(nature_cpu, *here, size.qpe, g[1])
         here = translated_copies(zf.cpu(), Pf.cpu())
-        forecasts.append(render_forecast(worse_cpu, *here, size.nwp, lead % 24, g[1]))
+        how = NATURE_RAIN if size.perfect else FORECAST_RAIN
+        forecasts.append(render_forecast(worse_cpu, *here, size.nwp, lead % 24, g[1], how))
         observed.append(observe(truth, size.qpe, g[1]))
         truths.append(truth)
     fields = [torch.stack([f[v.name] for f in forecasts], 1) for v in VARIABLES]
