@@ -84,7 +84,7 @@ def by_loops(name, z, rain, config):
 
 
 def test_the_list_is_complete():
-    assert list(LOSSES) == NAMES and get_loss("focal") is losses.focal_loss
+    assert list(LOSSES) == [*NAMES, "wide"] and get_loss("focal") is losses.focal_loss
     with pytest.raises(DataError, match="expected one of .*'tversky'.* found 'tverski'"):
         get_loss("tverski")
 
@@ -436,3 +436,35 @@ def test_weights_keep_the_learned_frequency_honest():
 
         optimizer.step(closure)
         assert abs(float(z.softmax(0)[2].detach()) - share) < 0.03
+
+
+def test_wide_labels_by_loops():
+    rain = torch.tensor(np.random.default_rng(3).gamma(0.4, 12.0, (2, 7, 5)))
+    rain[0, 1:3] = math.nan
+    labels, reach = one_hot(rain), 1.5
+    found = losses.shares_around(labels, reach)
+    for b, i, j in np.ndindex(2, 7, 5):
+        total = torch.zeros(3, dtype=torch.float64)
+        for k, m in np.ndindex(7, 5):
+            if max(abs(k - i), abs(m - j)) <= round(3 * reach):
+                total += labels[b, :, k, m] * math.exp(-((k - i) ** 2 + (m - j) ** 2) / 4.5)
+        assert torch.allclose(found[b, :, i, j], total / total.sum())
+
+
+def test_wide_loss_has_right_gradients_and_ignores_what_is_missing():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(2, 3, 6, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    rain = 20 * torch.rand(2, 6, 4, dtype=torch.float64, generator=generator)
+    rain[1, :, 2:] = math.nan
+    importance = torch.tensor([1.0, 2.0])
+
+    def loss(t):
+        return losses.wide_loss(t, rain, CONFIG, importance, reach=1.0)
+
+    assert torch.autograd.gradcheck(loss, z)
+    moved = z.detach().clone()
+    moved[1, :, :, 2:] += 5
+    assert torch.isclose(loss(moved), loss(z))
+    heavy = torch.full_like(rain, 30.0)
+    right = losses.wide_loss(40 * one_hot(heavy), heavy, CONFIG)
+    assert right < 1e-6
