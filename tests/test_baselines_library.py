@@ -148,7 +148,8 @@ def test_sizes():
     pytest.importorskip("segmentation_models_pytorch")
     assert round(parameters(segformer(CONFIG)) / 1e6, 2) == 3.39
     assert round(parameters(deeplab(CONFIG)) / 1e6, 3) == 0.409
-    assert round(parameters(SwinCAMT(CONFIG)) / 1e6, 1) == 28.6
+    with torch.device("meta"):  # shapes only
+        assert parameters(SwinCAMT(CONFIG)) == 28_610_926
     four = get_config("small", edges=(0.1, 1.0, 10.0), class_weights=(1.0, 1.0, 1.0, 1.0))
     assert segformer(four).eval()(torch.randn(1, 16, 32, 32)).shape[1] == 4
 
@@ -225,14 +226,15 @@ def test_camt_loss_names_what_is_wrong():
 # ------------------------------------------------------------------ they learn
 
 
-@pytest.mark.parametrize("build, outputs", [(convnext_upernet, 3), (segformer, 3)])
-def test_learns_a_toy(build, outputs):
-    t, config = toy("humid"), get_config("small", image_size=(32, 32))
+@pytest.mark.parametrize("build, side, steps", [(convnext_upernet, 16, 40), (segformer, 32, 25)])
+def test_learns_a_toy(build, side, steps):
+    config = get_config("small", image_size=(side, side))
+    t = toy("humid", size=config.image_size)
     set_seed(0)
     net, x, rain = build(config), t.train.inputs(), t.train.observed_rain()
-    optimiser = torch.optim.AdamW(net.parameters(), 4e-3)
-    for _ in range(20):
-        few = torch.randperm(len(x))[:8]
+    optimiser = torch.optim.AdamW(net.parameters(), 3e-3)
+    for _ in range(steps):
+        few = torch.randperm(len(x))[: 256 // side]
         labels = mixed_labels(rain[few], config.edges, 0, 1)
         loss = label_loss(net(x[few]), labels, ~rain[few].isnan(), (1, 1, 1))
         optimiser.zero_grad()
