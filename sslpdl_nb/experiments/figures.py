@@ -36,7 +36,7 @@ __all__ = [
     "heat_map",
 ]
 
-# %% ../../nbs/72_experiments_figures.ipynb #015b0bda
+# %% ../../nbs/72_experiments_figures.ipynb #6c63d444
 # fmt: off
 # name: title, colour, marker ("/" = hollow), other names; references, statistics, networks, ours
 _METHODS = {
@@ -70,6 +70,7 @@ _FREE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882
 _FREE_MARKERS = ("p", "h", "o", "^", "s", "v", "D", "P", "X")
 
 
+# %% ../../nbs/72_experiments_figures.ipynb #c7cdbc00
 def _plain(name: str) -> str:
     "A name without what people write differently."
     return "".join(c for c in name.lower() if c.isalnum())
@@ -119,7 +120,7 @@ def styles(
     return {name: found[name] for name in names}
 
 
-# %% ../../nbs/72_experiments_figures.ipynb #32cbc566
+# %% ../../nbs/72_experiments_figures.ipynb #bac3a2a8
 def _no_error(c: Contingency) -> Contingency:
     "The counts of a perfect forecast of the same pixels."
     return Contingency(
@@ -451,7 +452,7 @@ def murphy_diagram(
     ax.set_ylim(0, 1.6 * loss.max())
 
 
-# %% ../../nbs/72_experiments_figures.ipynb #15a619df
+# %% ../../nbs/72_experiments_figures.ipynb #eadecf6a
 def forest_plot(
     ax,
     rows: dict,  # name -> dict of `jackknife_interval`: difference, low, high, reason
@@ -476,6 +477,7 @@ def forest_plot(
     rows_at = -np.arange(len(rows))
     ax.set_yticks(rows_at, [looks[name]["label"] for name in rows])
     ax.set(xlabel=xlabel, ylim=(-len(rows) + 0.5, 0.5))
+    ax.locator_params(axis="x", nbins=5)
     for y, text in zip(rows_at, texts):
         ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
 
@@ -506,7 +508,7 @@ def learning_curve(
     ax.minorticks_off()
 
 
-# %% ../../nbs/72_experiments_figures.ipynb #16cb57c6
+# %% ../../nbs/72_experiments_figures.ipynb #6dab8d10
 def heat_map(
     ax,
     values,  # (r, c) one number for each pair; NaN = not run
