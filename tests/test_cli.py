@@ -16,6 +16,7 @@ import xarray as xr
 from PIL import Image
 from real import real
 from small_archive import TARGET, forecast, observation, valid_times, write
+from study_files import write_store, write_study
 
 from sslpdl_nb import predict as prediction
 from sslpdl_nb.cli import _predictions, _source, central_us, main, parser
@@ -25,6 +26,7 @@ from sslpdl_nb.store import RainDataset, Standardizer, load_splits, open_store
 from sslpdl_nb.verify import SCORES
 
 COMMANDS = ("inspect", "simulate", "prepare", "pretrain", "finetune", "evaluate", "predict")
+COMMANDS += ("experiment",)
 SHAPE = (32, 32)
 SHORT = ["--set", "image_size=32,32", "pretrain_steps=2", "finetune_steps=2"]
 
@@ -112,6 +114,34 @@ def test_a_defect_of_the_package_is_not_hidden(monkeypatch, tmp_path):
     monkeypatch.setattr(archive, "simulate", lambda *a, **more: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["simulate", "--out", str(tmp_path)])
+
+
+# ------------------------------------------------------------------ studies
+
+
+def test_a_study_from_file_to_table(tmp_path, capsys):
+    write_store(tmp_path / "data" / "toy.nc")
+    path = str(write_study(tmp_path, factors=dict(method=["raw", "share"], atmospheres=[2, 3])))
+    assert main(["experiment", "status", path]) == 0
+    assert capsys.readouterr().out.strip() == "trial: 4 cells, 4 missing"
+    assert main(["experiment", "run", path, "--only", "method=raw", "atmospheres=3"]) == 0
+    assert "trial: 1 cells, 1 finished" in capsys.readouterr().out
+    assert main(["experiment", "run", path]) == 0
+    assert main(["experiment", "table", path]) == 0
+    assert "share" in capsys.readouterr().out
+    assert (tmp_path / "experiments" / "results" / "trial.csv").exists()
+
+
+def test_what_is_wrong_with_a_study(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "experiments/nothing.yaml" in failure(capsys, "experiment", "run", "nothing")
+    path = write_study(tmp_path, factors=dict(method=["oracle"]))
+    assert "found 'oracle'" in failure(capsys, "experiment", "run", "trial")
+    path = write_study(tmp_path, factors=dict(method=["raw"]))
+    assert "sslpdl simulate --size study" in failure(capsys, "experiment", "run", path)
+    words = ("experiment", "run", path, "--only", "method")
+    assert "--only: expected FIELD=VALUE" in failure(capsys, *words)
+    assert not (tmp_path / "runs").exists()
 
 
 # ------------------------------------------------------------------ threads

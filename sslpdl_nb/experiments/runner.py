@@ -443,11 +443,12 @@ def _holder(path: Path) -> str:
     return text
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #eb393e01
+# %% ../../nbs/73_experiments_runner.ipynb #6f9b3f9b
 def _survey(study: Study, only: dict = None) -> list:
     "Every cell with its state: finished, changed, running, failed or missing."
+    cells = _chosen(study, only or {})
     archives, records, rows = _archives(study), _records(study), []
-    for cell in _chosen(study, only or {}):
+    for cell in cells:
         with _naming(study.path):
             about = identity(cell, archives, (_fit_and_judge,))
         path = study.folder / f"{about['name']}.json"
