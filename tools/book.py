@@ -143,7 +143,11 @@ BOOK = (
                 "72_experiments_figures", "experiments.figures", "one style for all comparisons"
             ),
             Lesson("73_experiments_runner", "experiments.runner", "studies that can be killed"),
-            Lesson("74_diagnosis", "", "where the papers' gains come from"),
+            Lesson(
+                "74_experiments_diagnosis",
+                "experiments.diagnosis",
+                "where the papers' gains come from",
+            ),
             Lesson("75_papers", "", "the papers' tables and figures, remade"),
             Lesson("76_learning_curves", "", "skill against the amount of weather"),
             Lesson(
