@@ -215,7 +215,7 @@ def weighted_log_loss(
     return float(np.average(-np.log(np.maximum(right, 1e-12)), weights=weight))
 
 
-# %% ../../nbs/62_baselines_pixels.ipynb #c61238c4
+# %% ../../nbs/62_baselines_pixels.ipynb #e5448429
 @dataclass
 class Constant:
     "An event that happened always or never in training: its frequency."
@@ -227,6 +227,7 @@ class Constant:
         return np.full(len(x), self.p)
 
 
+# %% ../../nbs/62_baselines_pixels.ipynb #3c9028e0
 class PixelModel:
     "One model per edge on the features of a pixel; the parent of `Logistic` and `Boosting`."
 
@@ -261,7 +262,7 @@ class PixelModel:
         return as_probabilities(np.moveaxis(p.reshape(n, h, w, -1), -1, 1))
 
 
-# %% ../../nbs/62_baselines_pixels.ipynb #fdbe39d8
+# %% ../../nbs/62_baselines_pixels.ipynb #8a84cd60
 @dataclass
 class Linear:
     "A logistic regression on features in their own units."
@@ -347,7 +348,7 @@ def platt(
     return float(a), float(b)
 
 
-# %% ../../nbs/62_baselines_pixels.ipynb #999a48a8
+# %% ../../nbs/62_baselines_pixels.ipynb #a7a2ec56
 @dataclass
 class Trees:
     "Boosted trees and the calibration of their logit."
@@ -370,6 +371,7 @@ class Trees:
         return 1 / (1 + np.exp(-f.clip(-50, 50)))
 
 
+# %% ../../nbs/62_baselines_pixels.ipynb #1a705dc6
 class Boosting(PixelModel):
     "Gradient boosting by LightGBM on pixel features; stopped early and calibrated on validation."
 
