@@ -508,7 +508,7 @@ def learning_curve(
     ax.minorticks_off()
 
 
-# %% ../../nbs/72_experiments_figures.ipynb #6dab8d10
+# %% ../../nbs/72_experiments_figures.ipynb #27ab4f43
 def heat_map(
     ax,
     values,  # (r, c) one number for each pair; NaN = not run
