@@ -53,7 +53,7 @@ from sslpdl_nb.experiments.scores import Result, judge, scores
 from sslpdl_nb.store import Splits, atmosphere_of
 
 # %% auto #0
-__all__ = ["Study", "run_cell", "status", "summary"]
+__all__ = ["Study", "run_cell", "pretrained", "run", "status", "table", "summary"]
 
 # %% ../../nbs/73_experiments_runner.ipynb #5cda4328
 PARTS = dict(
@@ -156,7 +156,7 @@ class Study:
         return _cells(self)
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #be8bd55f
+# %% ../../nbs/73_experiments_runner.ipynb #c7d8c516
 def _cells(study: Study) -> list:
     "See Study.cells."
     parts, result = study.parts, {}
@@ -178,6 +178,7 @@ def _seed_of(cell: dict) -> int:
     return cell["seed"]
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #32dd446f
 def _complete(study: Study, own: dict) -> dict:
     "A cell with the options of budget, base and method below its own; each of them checked."
     parts = study.parts
@@ -325,7 +326,7 @@ def run_cell(
     return record
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #37ba377d
+# %% ../../nbs/73_experiments_runner.ipynb #e3a55e4c
 FOR_RAIN_ONLY = ("edges", "alpha", "beta", "class_weights", "freeze_encoder")
 FOR_RAIN_ONLY += ("encoder_lr", "decoder_lr")
 PRETRAIN_OPTIONS = ("archive", "atmospheres", "seed", "function")
@@ -344,6 +345,7 @@ def _pretrain_cell(cell: dict) -> dict:
     return shared | dict(archive=cell["archive"], seed=cell["seed"]) | own
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #3a57da4b
 def pretrained(
     cell: dict,  # with options `pretrain`
     archives: dict,  # name -> folder
@@ -369,6 +371,7 @@ def pretrained(
     return json.loads(path.with_suffix(".json").read_text()) | dict(path=path)
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #0b92f369
 def _make_pretrained(make, own: dict, archives: dict, config: Config, path: Path):
     "Pre-train, and write down how long it took and what came out."
     begin = time.time()
@@ -381,6 +384,7 @@ def _make_pretrained(make, own: dict, archives: dict, config: Config, path: Path
     write_json(path.with_suffix(".json"), done)
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #92eb9dea
 def _score_rows(result: dict) -> list:
     "The scores of a stored result, one row for each reading and edge."
     rows = scores(Result.from_dict(result))
@@ -443,7 +447,7 @@ def _holder(path: Path) -> str:
     return text
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #6f9b3f9b
+# %% ../../nbs/73_experiments_runner.ipynb #9ea14ea8
 def _survey(study: Study, only: dict = None) -> list:
     "Every cell with its state: finished, changed, running, failed or missing."
     cells = _chosen(study, only or {})
@@ -471,6 +475,7 @@ def _survey(study: Study, only: dict = None) -> list:
     return rows
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #47dda088
 def _chosen(study: Study, only: dict) -> list:
     "The cells with certain values. Raises DataError if there are none."
     cells = study.cells()
@@ -493,7 +498,7 @@ def _difference(row: dict) -> tuple:
     return f"code {expected['hash']}", f"code {found['hash']}; changed since: {changed}"
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #ace4702f
+# %% ../../nbs/73_experiments_runner.ipynb #54d141a6
 def _settle_changed(rows: list, again: bool, keep: bool):
     "Remove or accept records made by other code, as asked. Raises DataError if nothing is asked."
     changed = [row for row in rows if row["state"] == "changed"]
@@ -522,6 +527,7 @@ def _remove_stale(rows: list):
                 state.unlink(missing_ok=True)
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #e29f96ce
 def _work(study: Study, only: dict, report) -> None:
     "Run all cells that nobody else runs; what waits for somebody else comes last."
     archives = _archives(study)
@@ -548,7 +554,7 @@ def _in_short(cell: dict) -> str:
     return " ".join(f"{k}={v}" for k, v in cell.items())
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #5eb51dbb
+# %% ../../nbs/73_experiments_runner.ipynb #43d05860
 @dataclass
 class Worker:
     "What runs in a process of its own."
@@ -571,6 +577,7 @@ def _print_now(text: str):
     print(text, flush=True)
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #2de3373c
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -605,7 +612,7 @@ def _start(study: Study, only: dict, workers: int, executor: str, cluster: dict)
         raise DataError(mismatch(f"executor {executor} {cluster}", expected, error)) from error
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #9762cccc
+# %% ../../nbs/73_experiments_runner.ipynb #df90874c
 def _wait_for(jobs: list, records: list) -> list:
     "Wait for workers; those that ended early. An interrupt stops them all."
     before = None
@@ -627,6 +634,7 @@ def _wait_for(jobs: list, records: list) -> list:
     return [job for job in jobs if job.exception() is not None]
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #a216843c
 def run(
     study: Study,
     workers: int = 1,  # processes side by side; 1 = this one, in all its threads
@@ -697,7 +705,7 @@ def _expected_seconds(cell: dict, records: list) -> float:
     return float("nan")
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #9416ac35
+# %% ../../nbs/73_experiments_runner.ipynb #2bc3d481
 FACTS = ("archive", "method", "atmospheres", "seed")
 COSTS = ("parameters", "fit_seconds", "ms")
 STORED = ("cell", "name", "kept_for", "archive", "code", "commit", "parameters", "fit_seconds")
@@ -717,7 +725,7 @@ def _committed(path: Path) -> dict:
         return {}
     try:
         runs = json.loads(gzip.decompress(path.read_bytes()))["runs"]
-        return {text_of(run["cell"]): run for run in runs}
+        return {text_of(record["cell"]): record for record in runs}
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(mismatch(str(path), "the runs of a study", repr(error))) from error
 
@@ -741,36 +749,36 @@ def _write_runs(path: Path, study: Study, runs: list):
         tmp.write_bytes(data)
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #a809071e
+# %% ../../nbs/73_experiments_runner.ipynb #0025c96a
 def _table_columns(runs: list) -> list:
     "The options that are columns: the usual ones, and those that differ between cells."
-    names = sorted({name for run in runs for name in run["cell"]} - set(FACTS))
-    vary = [n for n in names if len({text_of(run["cell"].get(n)) for run in runs}) > 1]
+    names = sorted({name for one in runs for name in one["cell"]} - set(FACTS))
+    vary = [n for n in names if len({text_of(one["cell"].get(n)) for one in runs}) > 1]
     return [*FACTS, *vary]
 
 
-def _rows_of(run: dict, columns: list) -> list:
-    "The rows of one run."
-    facts = {name: run["cell"].get(name) for name in columns}
+def _rows_of(record: dict, columns: list) -> list:
+    "The rows of one record."
+    facts = {name: record["cell"].get(name) for name in columns}
     facts = {k: text_of(v) if isinstance(v, (dict, list)) else v for k, v in facts.items()}
-    costs = dict(zip(("parameters", "seconds", "ms"), (run[name] for name in COSTS)))
-    return [facts | row | costs for row in _score_rows(run["result"])]
+    costs = dict(zip(("parameters", "seconds", "ms"), (record[name] for name in COSTS)))
+    return [facts | row | costs for row in _score_rows(record["result"])]
 
 
-def _warn_of_other_code(study: Study, runs: list):
+def _warn_of_other_code(study: Study, records: list):
     "One line if records were made by other code than that of today."
-    old = []
-    for run_ in runs:
-        name = f"{run_['name'].split('-')[0]}-{code_of(run_['cell'], (_fit_and_judge,))['hash']}"
-        if name not in (run_["name"], *run_.get("kept_for", ())):
-            old.append(run_)
-    if old:
-        commits = sorted({run_["commit"][:7] for run_ in old})
-        print(
-            f"{study.name}: {len(old)} of {len(runs)} records were made by other code, of {commits}"
-        )
+    commits = []
+    for record in records:
+        code = code_of(record["cell"], (_fit_and_judge,))["hash"]
+        name = f"{record['name'].split('-')[0]}-{code}"
+        if name not in (record["name"], *record.get("kept_for", ())):
+            commits.append(record["commit"][:7])
+    if commits:
+        which = f"{len(commits)} of {len(records)} records were made by other code"
+        print(f"{study.name}: {which}, of commit {', '.join(sorted(set(commits)))}")
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #25f52905
 def table(
     study: Study,
     write: bool = True,  # the committed runs and the CSV file
@@ -791,7 +799,7 @@ def table(
         print(f"{study.name}: {len(cells) - len(runs)} of {len(cells)} cells have no record yet")
     _warn_of_other_code(study, runs)
     columns = _table_columns(runs)
-    frame = pd.DataFrame([row for run_ in runs for row in _rows_of(run_, columns)])
+    frame = pd.DataFrame([row for record in runs for row in _rows_of(record, columns)])
     if write:
         _write_runs(runs_file, study, runs)
         with atomic_path(csv_file) as tmp:
