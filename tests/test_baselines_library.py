@@ -23,6 +23,7 @@ from sslpdl_nb.baselines.library import (
     pad_to_multiple,
     segformer,
 )
+from sslpdl_nb.baselines.networks import Network
 from sslpdl_nb.baselines.protocol import toy, toy_skill
 from sslpdl_nb.core import DataError, get_config, set_seed
 from sslpdl_nb.decoder import check_module
@@ -215,6 +216,15 @@ def test_camt_loss_without_amount_is_the_weighted_entropy():
     assert camt_loss(logits, unknown, CONFIG) == 0
 
 
+def test_camt_loss_counts_samples_by_their_importance():
+    torch.manual_seed(0)
+    logits, rain = torch.randn(2, 4, 5, 6), 20 * torch.rand(2, 5, 6)
+    first = camt_loss(logits, rain, CONFIG, torch.tensor([1.0, 0.0]))
+    assert torch.allclose(first, camt_loss(logits[:1], rain[:1], CONFIG))
+    alike = camt_loss(logits, rain, CONFIG, torch.tensor([3.0, 3.0]))
+    assert torch.allclose(alike, camt_loss(logits, rain, CONFIG))
+
+
 def test_camt_loss_names_what_is_wrong():
     logits, rain = torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2)
     with pytest.raises(DataError, match="channels: expected 3 logits and an amount, found 3"):
@@ -224,6 +234,16 @@ def test_camt_loss_names_what_is_wrong():
 
 
 # ------------------------------------------------------------------ they learn
+
+
+@pytest.mark.parametrize("build, outputs", LIBRARY)
+def test_can_be_trained_as_a_baseline(build, outputs):
+    t = toy("displaced", atmospheres=6)
+    loss = camt_loss if outputs == 4 else "mixed"
+    config = get_config("small", image_size=(32, 32), finetune_batch=4)
+    net = Network(build, config, steps=1, loss=loss, residual="share").fit(t.train, t.valid)
+    p = net.predict(t.test)
+    assert p.shape == (8, 3, 32, 32) and np.allclose(p.sum(1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("build, side, steps", [(convnext_upernet, 16, 40), (segformer, 32, 25)])
