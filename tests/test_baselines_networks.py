@@ -86,7 +86,7 @@ class Amount(nn.Module):
         return self.head(x)
 
 
-def amount_loss(logits, rain, config, importance=None):
+def amount_loss(logits, rain, config):
     return ((logits[:, 3] - rain.nan_to_num().log1p()) ** 2).mean() + logits[:, :3].pow(2).mean()
 
 

@@ -207,14 +207,14 @@ def calibrated_log_loss(
     return float(cross_entropy(found["scale"] * logs + torch.tensor(found["shift"]), classes))
 
 
-# %% ../../nbs/65_baselines_networks.ipynb #9a7d708f
+# %% ../../nbs/65_baselines_networks.ipynb #6a4072c5
 class RainTask:
     "Classes of the observed rain, for `train.fit`. Raises DataError for an unknown loss."
 
     def __init__(
         self,
         config: Config,
-        loss="mixed",  # a name in `LOSSES`, or a function as they are
+        loss="mixed",  # a name in `LOSSES`, or a function (logits, rain, config) like those
         calm: Tensor = None,  # (v,) standardised value of 0: training samples are flipped
     ):
         self.function = loss if callable(loss) else get_loss(loss)
@@ -229,7 +229,8 @@ class RainTask:
         if isinstance(net, MaskedModel):
             mask = random_mask(len(x), net.embed.n, self.config.finetune_mask_ratio)
             hidden = (mask.to(x.device),)
-        return self.function(model(x, *hidden), rain, self.config, batch.get("importance"))
+        counted = {k: batch[k] for k in ("importance",) if k in batch}
+        return self.function(model(x, *hidden), rain, self.config, **counted)
 
     @torch.no_grad()
     def scores(self, model, loader) -> dict:
