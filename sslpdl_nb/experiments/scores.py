@@ -24,6 +24,7 @@ from sslpdl_nb.verify import (
 # %% auto #0
 __all__ = [
     "READINGS",
+    "CALIBRATED",
     "Calibration",
     "Reader",
     "read",
@@ -34,8 +35,9 @@ __all__ = [
     "scores",
 ]
 
-# %% ../../nbs/70_experiments_scores.ipynb #2e5fae7a
+# %% ../../nbs/70_experiments_scores.ipynb #49086283
 READINGS = ("argmax", "tuned", "argmax calibrated", "tuned uncalibrated")
+CALIBRATED = ("tuned", "argmax calibrated")  # those made of calibrated probabilities
 
 # %% ../../nbs/70_experiments_scores.ipynb #1701fd1f
 PIXELS = 1_000_000  # at most so many are used for a calibration
@@ -241,7 +243,7 @@ def _check_result(r):
         raise DataError(mismatch("Result, climate: edges", len(r.edges), len(r.climate)))
 
 
-# %% ../../nbs/70_experiments_scores.ipynb #07d3ec35
+# %% ../../nbs/70_experiments_scores.ipynb #bae888fa
 @dataclass(frozen=True, eq=False)
 class Result:
     "What a comparison needs to know about one forecast of one test set."
@@ -269,43 +271,57 @@ class Result:
 
     def brier_of(self, reading: str) -> np.ndarray:  # (G, K-1)
         "Sums of squared errors of the probabilities that a reading is made of."
-        calibrated = reading in ("tuned", "argmax calibrated")
-        return self.brier["calibrated" if calibrated else "raw"]
+        return self.brier["calibrated" if reading in CALIBRATED else "raw"]
 
     def climate_brier(self) -> np.ndarray:  # (G, K-1)
         "Sums of squared errors of the climatology."
-        events = np.stack([self.events(k) for k in range(len(self.edges))], 1)
-        c = np.array(self.climate)
-        return events * (1 - c) ** 2 + (self.pixels[:, None] - events) * c**2
+        return _climate_brier(self)
 
     def to_dict(self) -> dict:
         "Text and numbers for JSON; `from_dict` gives exactly this result again."
-        return dict(
-            edges=list(self.edges),
-            atmospheres=_pack(self.atmospheres),
-            confusion={name: _pack(table) for name, table in self.confusion.items()},
-            brier={name: _pack(sums) for name, sums in self.brier.items()},
-            climate=list(self.climate),
-            reader=asdict(self.reader),
-        )
+        return _text_of(self)
 
     @classmethod
     def from_dict(cls, d: dict) -> Result:
         "A result that was stored. Raises DataError if it was damaged."
-        try:
-            return _result_of(d)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise DataError(mismatch("Result.from_dict", "what to_dict gives", found)) from error
+        return _result_of(d)
 
     def to_frame(self):  # pandas.DataFrame
         "One row for each reading and atmosphere."
         return _frame_of(self)
 
 
-# %% ../../nbs/70_experiments_scores.ipynb #c616cdc4
+# %% ../../nbs/70_experiments_scores.ipynb #b44c58bb
+def _climate_brier(r: Result) -> np.ndarray:
+    "Sums of squared errors of a constant probability, from the counts."
+    events = np.stack([r.events(k) for k in range(len(r.edges))], 1)
+    c = np.array(r.climate)
+    return events * (1 - c) ** 2 + (r.pixels[:, None] - events) * c**2
+
+
+def _text_of(r: Result) -> dict:
+    "A result as text and numbers."
+    return dict(
+        edges=list(r.edges),
+        atmospheres=_pack(r.atmospheres),
+        confusion={name: _pack(table) for name, table in r.confusion.items()},
+        brier={name: _pack(sums) for name, sums in r.brier.items()},
+        climate=list(r.climate),
+        reader=asdict(r.reader),
+    )
+
+
 def _result_of(d: dict) -> Result:
-    "A result from its dictionary."
+    "A result from its dictionary. Raises DataError if that was damaged."
+    try:
+        return _parsed(d)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(mismatch("Result.from_dict", "what to_dict gives", found)) from error
+
+
+def _parsed(d: dict) -> Result:
+    "A result from its dictionary; any exception if that was damaged."
     edges, atmospheres = tuple(d["edges"]), _unpack(d["atmospheres"], np.int64, (-1,))
     g, k = len(atmospheres), len(edges) + 1
     found = d["reader"]["calibration"]
@@ -321,6 +337,7 @@ def _result_of(d: dict) -> Result:
     )
 
 
+# %% ../../nbs/70_experiments_scores.ipynb #9699127d
 def _frame_of(r: Result):
     "A tidy table of a result."
     import pandas as pd
