@@ -96,23 +96,8 @@ def key_of(
     return hashlib.sha256(text_of(value).encode()).hexdigest()[:length]
 
 
-# %% ../../nbs/69_experiments_cells.ipynb #d87d94a9
+# %% ../../nbs/69_experiments_cells.ipynb #1cb4b452
 GIVEN = ("self", "build", "config", "name", "window", "state", "progress", "init")  # not by cells
-
-
-def _stand_in(name, config):
-    from sslpdl_nb.baselines.networks import Network
-    from sslpdl_nb.baselines.neighbourhood import NeighbourhoodShare, Raw
-    from sslpdl_nb.finetune import UNet, rain_model
-
-    known = dict(raw=Raw, share=NeighbourhoodShare)
-    if name == "unet":
-        return Network(UNet, config, name="unet")
-    if name == "internimage":
-        return Network(rain_model, config, name="internimage")
-    if name not in known:
-        raise DataError(mismatch("baseline", f"one of {sorted(known)}", repr(name)))
-    return known[name]()
 
 
 def _make(method: str, config: Config):
@@ -120,10 +105,8 @@ def _make(method: str, config: Config):
     if not isinstance(method, str):
         raise DataError(mismatch("method", "a name, or MODULE:CLASS", repr(method)))
     if ":" not in method:
-        try:
-            from sslpdl_nb.baselines.registry import get_baseline
-        except ImportError:
-            get_baseline = _stand_in
+        from sslpdl_nb.baselines.registry import get_baseline
+
         return get_baseline(method, config)
     module, _, name = method.partition(":")
     try:
@@ -310,7 +293,7 @@ def _says_nothing(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-# %% ../../nbs/69_experiments_cells.ipynb #aa999c77
+# %% ../../nbs/69_experiments_cells.ipynb #aadc34b4
 PACKAGE = "sslpdl_nb"
 ALWAYS = ("core", "store", "experiments.scores")  # what every cell runs, whatever its method
 NOT_FOLLOWED = ("baselines.registry",)  # it imports every method; options are hashed themselves
@@ -326,8 +309,11 @@ def _file_of(module: str):
 
 
 @lru_cache
-def _read_module(path: Path, changed: float) -> tuple:
-    "The hash of a file, and our modules that it imports, wherever in it."
+def _read_module(path: Path) -> tuple:
+    """The hash of a file, and our modules that it imports, wherever in it.
+
+    A file is read once in a process, which goes on with the code that it has loaded.
+    """
     source, names = path.read_text(encoding="utf-8"), set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -348,7 +334,7 @@ def module_hashes(
         short = module.removeprefix(PACKAGE + ".")
         if path is None or path.name == "__init__.py" or short in {*found, *NOT_FOLLOWED}:
             continue
-        found[short], more = _read_module(path, path.stat().st_mtime)
+        found[short], more = _read_module(path)
         to_do += more
     return found
 

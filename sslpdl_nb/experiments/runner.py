@@ -807,7 +807,7 @@ def table(
     return frame
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #314d2e0b
+# %% ../../nbs/73_experiments_runner.ipynb #391453f8
 def summary(
     frame,  # of `table`
     reading: str = "tuned",  # one of scores.READINGS
@@ -815,6 +815,7 @@ def summary(
     "CSI, bias and Brier skill of each method at each edge, as means over the seeds."
     names = list(frame.columns[: list(frame.columns).index("reading")])
     names.remove("seed")
-    part = frame[frame["reading"] == reading].fillna({name: "" for name in names})
+    part = frame[frame["reading"] == reading].astype({name: object for name in names})
+    part[names] = part[names].where(part[names].notna(), "")
     groups = part.groupby([*names, "edge"], sort=False)[["CSI", "bias", "Brier skill"]]
     return groups.mean().unstack("edge").to_string(float_format="{:.3f}".format)
