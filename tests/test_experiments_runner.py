@@ -369,6 +369,25 @@ def test_options_that_a_cluster_does_not_know(trial):
             run(study, executor=executor, cluster=cluster)
 
 
+def test_what_a_queue_is_asked_for(trial, place, monkeypatch):
+    for name, says in (("srun", ""), ("sbatch", 'cp "$1" "$0.asked"; echo Submitted batch job 7')):
+        program = place / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{says}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
+    study = trial(factors=dict(method=["raw"]))
+    cluster = dict(slurm_partition="night", slurm_cpus_per_task=4, timeout_min=90)
+    jobs = runner._start(study, {}, 3, "slurm", cluster)
+    asked = (place / "bin" / "sbatch.asked").read_text()
+    assert len(jobs) == 3
+    for words in ("--array=0-2%3", "--partition=night", "--time=90", "--cpus-per-task=4"):
+        assert f"#SBATCH {words}" in asked
+    assert "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}" in asked
+    again = runner.Worker(study.path, False, {}).checkpoint(2)
+    assert again.args == (2,), "a job whose time is over is queued again"
+
+
 # ------------------------------------------------------------------ pre-training
 
 
