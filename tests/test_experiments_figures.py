@@ -133,6 +133,19 @@ def test_titles_of_other_lessons_mean_the_same_method(name, written):
     assert method_style(written) == method_style(name)
 
 
+def test_every_baseline_of_the_registry_has_a_look():
+    from sslpdl_nb.baselines.registry import BASELINES
+
+    for name, entry in BASELINES.items():
+        assert method_style(name) == method_style(entry.title), name
+
+
+def test_free_colours_stay_away_from_methods_in_the_same_figure():
+    found = styles(["unet", "pretrained", "a", "b", "c"])
+    colors = [look["color"] for look in found.values()]
+    assert len(set(colors)) == 5 and list(found) == ["unet", "pretrained", "a", "b", "c"]
+
+
 def test_unknown_names():
     with pytest.raises(DataError, match="one of .*'raw'"):
         method_style("oracle")

@@ -36,7 +36,7 @@ __all__ = [
     "heat_map",
 ]
 
-# %% ../../nbs/72_experiments_figures.ipynb #6c63d444
+# %% ../../nbs/72_experiments_figures.ipynb #1a1b0ba9
 # fmt: off
 # name: title, colour, marker ("/" = hollow), other names; references, statistics, networks, ours
 _METHODS = {
@@ -47,18 +47,19 @@ _METHODS = {
                       "ensemble ceiling perfectmodelensembleceiling"),
     "share": ("neighbourhood share", "#D55E00", "D", "neighborhoodshare"),
     "quantile mapping": ("quantile mapping", "#CC79A7", "v", "quantilemapping"),
-    "emos": ("EMOS", "#E69F00", "X", "csg emoscsg"),
+    "emos": ("EMOS", "#E69F00", "X", "csg emoscsg emoscensoredgamma"),
     "logistic": ("logistic regression", "#56B4E9", "P", ""),
     "boosting": ("gradient boosting", "#117733", "d", "lightgbm trees"),
     "unet": ("U-Net", "#009E73", "^", ""),
-    "convlstm": ("ConvLSTM", "#E69F00", "<", "convlstmnet"),
-    "metnet": ("MetNet", "#882255", ">", ""),
-    "convnext": ("ConvNeXt + UPerNet", "#CC79A7", "X/", ""),
+    "convlstm": ("ConvLSTM", "#E69F00", "<", "convlstmnet convlstmthreeleadtimes"),
+    "metnet": ("MetNet", "#882255", ">", "metnetthreeleadtimes"),
+    "convnext": ("ConvNeXt + UPerNet", "#CC79A7", "X/", "convnextandupernet"),
     "segformer": ("SegFormer", "#999933", "P/", ""),
     "deeplab": ("DeepLabV3+", "#332288", "d/", "deeplabv3"),
-    "camt": ("Swin + CAMT", "#D55E00", "v/", "swincamt swinunetcamt"),
-    "unet share": ("U-Net + share", "#117733", "D/", "unetresidual residual"),
-    "internimage share": ("InternImage + share", "#882255", "^/", "scratchshare"),
+    "camt": ("Swin + CAMT", "#D55E00", "v/", "swincamt swinunetcamt swinwithcamt"),
+    "unet share": ("U-Net + share", "#117733", "D/", "unetresidual unetontheshare"),
+    "internimage share": ("InternImage + share", "#882255", "^/",
+                          "scratchshare internimageontheshare"),
     "scratch": ("InternImage, from scratch", "#56B4E9", "o/", "internimage rainmodel"),
     "pretrained": ("InternImage, pre-trained (ours)", "#0072B2", "o",
                    "ours finetuned internimagepretrained"),
