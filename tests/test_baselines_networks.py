@@ -361,9 +361,9 @@ sys.path.insert(0, {tests!r})
 from test_baselines_networks import CONFIG, RESUMED, Network, rain_model, toy
 from sslpdl_nb.baselines.losses import LOSSES
 
-def slow(*args):
+def slow(*args, **more):
     time.sleep(0.2)
-    return LOSSES["mixed"](*args)
+    return LOSSES["mixed"](*args, **more)
 
 slow.__qualname__ = "mixed"
 torch.set_num_threads(1)
