@@ -192,6 +192,9 @@ def test_a_cell_depends_on_its_own_modules_only():
         assert not {"cli", "viz", "baselines.registry", "experiments.runner"} & set(code["modules"])
     more = code_of(CELL | dict(method="internimage", pretrain=dict(pretrain_steps=1)))
     assert "pretrain" in more["modules"]
+    other = dict(function="sslpdl_nb.experiments.pretexts:places")
+    other = code_of(CELL | dict(method="internimage", pretrain=other))
+    assert {"pretrain", "experiments.pretexts"} <= set(other["modules"])
 
 
 def test_options_of_the_registry_and_functions_count():

@@ -119,6 +119,7 @@ def test_fast_replaces_lists_and_changes_dictionaries(trial):
         (dict(factors=dict(method=["unet"], alpha=[7])), "alpha"),
         (dict(factors=dict(method=["raw"], pretrain=[dict(seed=1)])), "pretrain: method"),
         (dict(factors=dict(method=["internimage"], pretrain=[dict(x=1)])), "pretrain: options"),
+        (dict(factors=dict(method=["unet"], pretrain=[dict(function="json:no")])), "json:no"),
     ],
 )
 def test_what_is_wrong_with_a_study_is_said_before_it_runs(place, parts, words):

@@ -96,8 +96,20 @@ def key_of(
     return hashlib.sha256(text_of(value).encode()).hexdigest()[:length]
 
 
-# %% ../../nbs/69_experiments_cells.ipynb #1cb4b452
+# %% ../../nbs/69_experiments_cells.ipynb #2f1f9ece
 GIVEN = ("self", "build", "config", "name", "window", "state", "progress", "init")  # not by cells
+
+
+def import_name(
+    text: str,  # MODULE:NAME
+):
+    "A class or function from a module. Raises DataError if there is no such thing."
+    module, _, name = str(text).partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        found = f"{text!r} ({error})"
+        raise DataError(mismatch("MODULE:NAME", "something that Python finds", found)) from error
 
 
 def _make(method: str, config: Config):
@@ -108,11 +120,7 @@ def _make(method: str, config: Config):
         from sslpdl_nb.baselines.registry import get_baseline
 
         return get_baseline(method, config)
-    module, _, name = method.partition(":")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise DataError(mismatch("method", "MODULE:CLASS that Python finds", method)) from error
+    cls = import_name(method)
     return cls(config) if "config" in inspect.signature(cls).parameters else cls()
 
 
@@ -368,7 +376,7 @@ def _plain(value):
         return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-# %% ../../nbs/69_experiments_cells.ipynb #f6504000
+# %% ../../nbs/69_experiments_cells.ipynb #578ae720
 def code_of(
     cell: dict,
     functions: tuple = (),  # what else runs with it
@@ -378,7 +386,7 @@ def code_of(
     start = _modules_behind(type(baseline)) + _modules_behind(getattr(baseline, "build", None))
     start += [f"{PACKAGE}.{name}" for name in ALWAYS]
     if cell.get("pretrain"):
-        start.append(f"{PACKAGE}.pretrain")
+        start.append(cell["pretrain"].get("function", f"{PACKAGE}.pretrain").partition(":")[0])
     modules = module_hashes(tuple(start)) | {"experiments": _own_code(functions)}
     options = {k: _plain(v) for k, v in _arguments(baseline).items() if k not in GIVEN}
     return dict(hash=key_of([modules, options], 8), options=options, modules=modules)
