@@ -141,9 +141,9 @@ def fit_csg(
     return np.exp(found.x), float(found.fun)
 
 
-# %% ../../nbs/63_baselines_emos.ipynb #4eeebd3c
+# %% ../../nbs/63_baselines_emos.ipynb #66286e36
 SMALLEST = (0.01, 0.01, 0.001)  # rain and mean (mm/h), share: counted as different from 0
-PER_CELL = 10  # levels of 1 %
+PER_CELL = 20  # levels of 1 %
 
 
 # %% ../../nbs/63_baselines_emos.ipynb #df6621fa
