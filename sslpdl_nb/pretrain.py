@@ -42,6 +42,9 @@ class Pretrain:
         self.config, self.seed = config, seed
         self.cubes = config.token_variables, config.patch_size
 
+    def start(self, model):
+        "Prepare a fresh network; other tasks may want to."
+
     def mask(self, model, b: int, generator=None) -> Tensor:
         "A mask for b samples, (b, tokens): 0 kept, 1 masked."
         return random_mask(b, model.embed.n, self.config.pretrain_mask_ratio, generator)
@@ -90,11 +93,13 @@ def pretrain(
     about = describe(config, splits, seed, "pretrained")
     if task is not Pretrain:
         about["task"] = task.__name__
+    pretext = task(config, seed)
     model = MaskedModel(config, len(VARIABLES)).to(device())
+    pretext.start(model)
     samples = splits.pretrain or splits.train  # dry days teach meteorology, too
     history = fit(
         model,
-        task(config, seed),
+        pretext,
         *loaders(samples, splits.valid, config.pretrain_batch, seed),
         steps=config.pretrain_steps,
         groups=parameter_groups(model, config.pretrain_lr, config.pretrain_weight_decay),
