@@ -1,6 +1,6 @@
 "Studies: files, records, runs that are stopped, workers, tables."
 
-import gzip
+import lzma
 import json
 import os
 import signal
@@ -437,7 +437,7 @@ def test_a_table_is_rebuilt_from_the_committed_runs_bit_by_bit(trial):
     frame = table(study)
     folder = study.path.parent / "results"
     files = {p.name: p.read_bytes() for p in folder.iterdir()}
-    assert sorted(files) == ["trial.csv", "trial.runs.json.gz"]
+    assert sorted(files) == ["trial.csv", "trial.runs.json.xz"]
     for path in study.folder.glob("*.json"):
         path.unlink()
     (study.root / "data" / "toy.nc").unlink()
@@ -479,13 +479,13 @@ def test_options_that_vary_are_columns(trial):
     assert set(frame["hide"]) == {'["rain"]', '["u10"]'}
 
 
-@pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[1")])
+@pytest.mark.parametrize("data", [b"", b"no xz", lzma.compress(b"{}"), lzma.compress(b"[1")])
 def test_damaged_committed_runs(trial, data):
     study = trial(factors=dict(method=["raw"]))
-    file = study.path.parent / "results" / "trial.runs.json.gz"
+    file = study.path.parent / "results" / "trial.runs.json.xz"
     file.parent.mkdir()
     file.write_bytes(data)
-    with pytest.raises(DataError, match="trial.runs.json.gz: expected the runs of a study"):
+    with pytest.raises(DataError, match="trial.runs.json.xz: expected the runs of a study"):
         table(study)
 
 
