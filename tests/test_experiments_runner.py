@@ -1,7 +1,7 @@
 "Studies: files, records, runs that are stopped, workers, tables."
 
-import lzma
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -17,7 +17,16 @@ from study_files import write_store, write_study
 
 from sslpdl_nb.core import DataError, write_json
 from sslpdl_nb.experiments import runner
-from sslpdl_nb.experiments.runner import Study, pretrained, run, run_cell, status, summary, table
+from sslpdl_nb.experiments.runner import (
+    Study,
+    pretrained,
+    results,
+    run,
+    run_cell,
+    status,
+    summary,
+    table,
+)
 from sslpdl_nb.experiments.scores import READINGS, Result
 
 NUMBERS = iter(range(1000))
@@ -518,3 +527,17 @@ def test_the_example_of_the_lesson_is_a_study(monkeypatch):
         "unet",
     }
     assert yaml.safe_load(study.path.read_text())["title"] == study.parts["title"]
+
+
+def test_a_cell_of_two_studies_is_run_once(trial):
+    first = trial(cells=[dict(method="raw"), dict(method="climatology")])
+    run(first)
+    made = sorted(first.folder.glob("*.json"))
+    second = first.path.with_name("second.yaml")
+    second.write_text(first.path.read_text())
+    second = Study.load(second)
+    assert "missing" not in status(second)
+    run(second)
+    assert len(made) == 2 and sorted(second.folder.glob("*.json")) == made
+    assert [one.cell for one in results(second)] == second.cells()
+    assert [one.cell["method"] for one in results(second, method="raw")] == ["raw"]

@@ -110,7 +110,7 @@ def _check_parts(where: str, parts: dict):
             raise DataError(mismatch(f"{where}: factor {name}", "a list of values", repr(values)))
 
 
-# %% ../../nbs/73_experiments_runner.ipynb #a429f2d7
+# %% ../../nbs/73_experiments_runner.ipynb #b27d8cc0
 @dataclass(frozen=True)
 class Study:
     "What is compared, on which weather, and what is expected of it."
@@ -149,8 +149,8 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        "Where its records are."
-        return self.root / "runs" / "experiments" / self.name
+        "Where the records are. Studies share them: a cell of two studies is run once."
+        return self.root / "runs" / "experiments" / ("fast" if self.fast else "cells")
 
     def cells(self) -> list:  # of flat dictionaries
         "All combinations of the factors, seed after seed. Raises DataError for unknown options."
