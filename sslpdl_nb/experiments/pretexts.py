@@ -150,7 +150,7 @@ filled, places, variables = _pretext(Filled), _pretext(Places), _pretext(Variabl
 rain_only, denoise = _pretext(RainOnly), _pretext(Denoise)
 
 
-# %% ../../nbs/77_experiments_pretexts.ipynb #21115386
+# %% ../../nbs/77_experiments_pretexts.ipynb #5e938b09
 def remaining(
     entry: dict,  # an evaluation: masked_loss, and the losses of simple guesses
 ) -> float:
@@ -163,16 +163,17 @@ def pretext_name(
     cell: dict,
 ) -> str:
     "How a cell was pre-trained, in words."
-    own = cell.get("pretrain")
-    single = ", tokens of one variable" if cell.get("token_variables") == 1 else ""
-    if not own:
-        return "from scratch" + single
-    function = own.get("function", "").rpartition(":")[2] or "cubes"
-    words = [function.replace("_", " "), f"{own['pretrain_steps']} steps"]
-    ratio = own.get("pretrain_mask_ratio", 0.75)
-    if ratio != 0.75:
-        words.insert(1, f"{100 * ratio:g} % hidden")
-    return ", ".join(words)
+    own, words = cell.get("pretrain"), []
+    name = "from scratch"
+    if own:
+        function = own.get("function", "").rpartition(":")[2] or "cubes"
+        name = function.replace("_", " ")
+        words.append(f"{own['pretrain_steps']} steps")
+        ratio = own.get("pretrain_mask_ratio", 0.75)
+        words += [f"{100 * ratio:g} % hidden"] if ratio != 0.75 else []
+    if cell.get("token_variables") == 1:
+        words.append("tokens of one variable")
+    return f"{name} ({', '.join(words)})" if words else name
 
 
 # %% ../../nbs/77_experiments_pretexts.ipynb #f9e01a06
@@ -207,7 +208,7 @@ def checkpoints(
     return list(found.values())
 
 
-# %% ../../nbs/77_experiments_pretexts.ipynb #933a0c8f
+# %% ../../nbs/77_experiments_pretexts.ipynb #28cd8cf8
 def beaten(
     made: list,  # of Checkpoint
 ) -> str:
@@ -215,7 +216,7 @@ def beaten(
     order = sorted(made, key=_remaining_of)
     words = {True: [], False: []}
     for c in order:
-        words[c.remaining < 1].append(f"{c.name} ({c.remaining:.2f})")
+        words[c.remaining < 1].append(f"{c.name} {c.remaining:.2f}")
     better, worse = (", ".join(words[k]) or "none" for k in (True, False))
     return f"Better than the best simple guess: {better}. Not better: {worse}."
 
@@ -224,26 +225,26 @@ def _remaining_of(c: Checkpoint) -> float:
     return c.remaining
 
 
-# %% ../../nbs/77_experiments_pretexts.ipynb #6877d3e8
+# %% ../../nbs/77_experiments_pretexts.ipynb #db69b88b
 def surface_sentence(
     values: np.ndarray,  # (pre-training, fine-tuning, seeds) scores
     what: str,  # name of the score
 ) -> str:
-    """How far apart the means of each ratio are, and how far seeds alone may drive them apart.
+    """How far apart the means of each ratio are, and how far chance may drive them apart.
 
-    The limit is that of Tukey's range test (1949), for 19 of 20 cases.
+    The limit is that of Tukey's range test (1949), for 19 of 20 cases; a seed has the same
+    labelled atmospheres everywhere, so what it does to all cells is taken out.
     """
     from scipy.stats import studentized_range
 
     rows, columns, seeds = values.shape
-    error = np.sqrt(values.var(axis=2, ddof=1).mean())
-    degrees = rows * columns * (seeds - 1)
+    cells, blocks = values.mean(2, keepdims=True), values.mean((0, 1), keepdims=True)
+    degrees = (rows * columns - 1) * (seeds - 1)
+    error = np.sqrt(((values - cells - blocks + values.mean()) ** 2).sum() / degrees)
     words = []
     for axis, name in enumerate(("pre-training", "fine-tuning")):
-        levels = values.shape[axis]
-        means = values.mean(axis=(1 - axis, 2))
-        chance = studentized_range.ppf(0.95, levels, degrees) * error
-        limit = chance / np.sqrt(values.size / levels)
+        levels, means = values.shape[axis], values.mean(axis=(1 - axis, 2))
+        limit = studentized_range.ppf(0.95, levels, degrees) * error / (values.size / levels) ** 0.5
         verdict = "more" if np.ptp(means) > limit else "not more"
         words.append(f"{name} moves it by {np.ptp(means):.3f}, {verdict} than chance ({limit:.3f})")
     return f"{what}: the ratio in {words[0]}; the ratio in {words[1]}."
