@@ -46,7 +46,7 @@ test: store
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/python tools/check_repo.py
 	$(BIN)/python tools/run_notebooks.py --out runs/test --fresh --params params/fast.yaml --solutions
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n auto --dist loadfile tests
 
 lab: store
 	$(BIN)/jupyter lab --notebook-dir=nbs $(LAB)

@@ -18,6 +18,16 @@ settings.load_profile("shared cores")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def threads():
+    "Test processes that run side by side share the cores."
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if processes > 1:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def sample_store():
     "The store of the bundled sample is there."
     make_sample_store()
