@@ -261,6 +261,7 @@ def test_verdicts_in_one_sentence():
     text = verdicts(found)
     assert "certainly better: x; certainly worse: y; no certain difference: 1 of 3." in text
     assert "certainly better: none; no certain difference: 1 of 1." in verdicts(found[2:])
+    assert "better: raw tuned;" in verdicts([a_claim(a="raw, tuned")])  # commas part the names
     with pytest.raises(DataError, match="at least one"):
         verdicts([])
 
