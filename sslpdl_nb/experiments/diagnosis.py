@@ -146,7 +146,7 @@ def adjusted(
     return [replace(c, q=float(x), comparisons=len(claims)) for c, x in zip(claims, q)]
 
 
-# %% ../../nbs/74_experiments_diagnosis.ipynb #06fc892f
+# %% ../../nbs/74_experiments_diagnosis.ipynb #e7e069b1
 def verdicts(
     claims: list,  # of Claim, all against the same forecast
 ) -> str:
@@ -155,7 +155,7 @@ def verdicts(
         raise DataError(mismatch("verdicts: claims", "at least one", 0))
     c, names = claims[0], {}
     for one in claims:
-        names.setdefault(one.verdict, []).append(one.a)
+        names.setdefault(one.verdict, []).append(one.a.replace(",", ""))
     what = c.score if c.score == "mIoU" else f"{c.score} at {c.edge:g} mm/h"
     text = f"{what}, against {c.b}: certainly better: {', '.join(names.get('better', ['none']))}"
     if "worse" in names:
