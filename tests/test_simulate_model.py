@@ -155,11 +155,11 @@ def test_where_steps_are_too_long_they_are_halved():
     z, _ = run(coarse, start(coarse, 2, torch.Generator().manual_seed(0)), 240)
     z = resize(z, 64)
     assert not torch.isfinite(simulated._whole_hours(fast, z, 24)[1]).all()
-    halved, whole = run(fast, z, 24), run(fast.with_steps(2), z, 24)
+    halved, whole = run(fast, z, 24), run(simulated.with_steps(fast, 2), z, 24)
     assert all(torch.equal(a, b) for a, b in zip(halved, whole))
     slow = MoistQG(NATURE, 64, 2)
-    assert torch.allclose(slow.filter, fast.with_steps(2).filter, atol=1e-6)
-    assert slow.dt == fast.with_steps(2).dt and fast.with_steps(1) is fast
+    assert torch.allclose(slow.filter, simulated.with_steps(fast, 2).filter, atol=1e-6)
+    assert slow.dt == simulated.with_steps(fast, 2).dt and simulated.with_steps(fast, 1) is fast
 
 
 def test_time_runs_forward():

@@ -99,7 +99,7 @@ BOOK = (
             Lesson("46_io_qpe", "io.qpe", "observed rain, added up to hours"),
             Lesson("47_io_prepare", "io.prepare", "from a year of files to one store"),
             Lesson("48_io_inspect", "io.inspect", "what a file is, and the next command"),
-            Lesson("49_cli", "cli", "seven commands, and a real forecast"),
+            Lesson("49_cli", "cli", "eight commands, and a real forecast"),
         ),
     ),
     Part(

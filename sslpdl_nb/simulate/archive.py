@@ -111,16 +111,7 @@ class Size:
     perfect: bool = False  # whether nature's own model makes the forecasts
 
     def __post_init__(self):
-        if not self.leads or min(np.diff(self.leads, prepend=-1)) <= 0:
-            expected = "lead times from 0 h on, each longer than the one before"
-            raise DataError(mismatch("Size: leads", expected, self.leads))
-        if self.spinup < 3:
-            raise DataError(mismatch("Size: spinup", "at least 3 days", self.spinup))
-        if self.later and self.starts > 1:
-            expected = "1 where atmospheres follow each other (`later`)"
-            raise DataError(mismatch("Size: starts", expected, self.starts))
-        if self.batches and len(set(self.batches)) != self.groups:
-            raise DataError(mismatch("Size: different batches", self.groups, self.batches))
+        _check_size(self)
 
     @property
     def days(self) -> int:
@@ -146,6 +137,21 @@ class Size:
     def times(self) -> int:
         "Forecasts in the archive."
         return self.groups * self.per_group
+
+
+# %% ../../nbs/31_simulate_archive.ipynb #0d4a9d3f
+def _check_size(size: Size):
+    "Raises DataError for numbers that do not fit each other."
+    if not size.leads or min(np.diff(size.leads, prepend=-1)) <= 0:
+        expected = "lead times from 0 h on, each longer than the one before"
+        raise DataError(mismatch("Size: leads", expected, size.leads))
+    if size.spinup < 3:
+        raise DataError(mismatch("Size: spinup", "at least 3 days", size.spinup))
+    if size.later and size.starts > 1:
+        expected = "1 where atmospheres follow each other (`later`)"
+        raise DataError(mismatch("Size: starts", expected, size.starts))
+    if size.batches and len(set(size.batches)) != size.groups:
+        raise DataError(mismatch("Size: different batches", size.groups, size.batches))
 
 
 # %% ../../nbs/31_simulate_archive.ipynb #22b2c725
@@ -226,6 +232,7 @@ def _one_atmosphere(size, models, z, pool, g, *, members, tick) -> dict:
     return {key: torch.stack([p[key] for p in parts], 1).flatten(0, 1) for key in parts[0]}
 
 
+# %% ../../nbs/31_simulate_archive.ipynb #da629aae
 def simulate_batch(
     size: Size,
     seed: int,

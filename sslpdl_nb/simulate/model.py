@@ -43,6 +43,7 @@ __all__ = [
     "winds",
     "rates",
     "step",
+    "with_steps",
     "run",
     "resize",
     "start",
@@ -163,15 +164,6 @@ class MoistQG:
             slopes = [complex_times_real(h, self.kx), complex_times_real(h, self.ky)]
             self.slope = self.grid(torch.stack(slopes))
 
-    def with_steps(self, steps_per_hour: int) -> MoistQG:
-        "The same model with longer or shorter steps."
-        if steps_per_hour == self.steps_per_hour:
-            return self
-        other = copy.copy(self)
-        other.steps_per_hour, other.dt = steps_per_hour, HOUR / steps_per_hour
-        other.filter = self.filter ** (other.dt / self.dt)  # 0 stays 0
-        return other
-
     def grid(self, a):
         "From Fourier coefficients to values on the grid."
         return torch.fft.irfft2(a, s=(self.n, self.n))
@@ -275,6 +267,20 @@ def step(
     return complex_times_real(z, model.filter), (2 * now["P"] + 3 * half["P"] + 4 * late["P"]) / 9
 
 
+def with_steps(
+    model: MoistQG,
+    steps_per_hour: int,
+) -> MoistQG:  # the same one if it has these steps already
+    "The same model with longer or shorter steps."
+    if steps_per_hour == model.steps_per_hour:
+        return model
+    other = copy.copy(model)
+    other.steps_per_hour, other.dt = steps_per_hour, HOUR / steps_per_hour
+    other.filter = model.filter ** (other.dt / model.dt)  # 0 stays 0
+    return other
+
+
+# %% ../../nbs/30_simulate_model.ipynb #f15fb27e
 def _whole_hours(model, z, hours) -> tuple:
     "State after some hours, mean rain of the last one."
     P = rates(model, z)[1]["P"]
@@ -298,7 +304,7 @@ def run(
     if hours < 0:
         raise DataError(mismatch("simulate.run: hours", "0 or more", hours))
     for factor in (1, 2):
-        end, P = _whole_hours(model.with_steps(factor * model.steps_per_hour), z, hours)
+        end, P = _whole_hours(with_steps(model, factor * model.steps_per_hour), z, hours)
         if torch.isfinite(P).all():
             return end, P
     found = f"an unstable one after {hours} h; use more steps_per_hour"
@@ -635,6 +641,7 @@ def render_forecast(
     return forecast_variables(f, rain, h, hour)
 
 
+# %% ../../nbs/30_simulate_model.ipynb #a599bfee
 def rain_conditions(
     model: MoistQG,
     z: torch.Tensor,
