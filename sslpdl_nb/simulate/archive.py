@@ -42,6 +42,7 @@ __all__ = [
     "PACKING",
     "WIND",
     "SOURCE",
+    "LARGE",
     "TARGETS",
     "Size",
     "streams",
@@ -575,6 +576,9 @@ def _make_batches(size, plan, work, device, workers, bar):
 
 
 # %% ../../nbs/31_simulate_archive.ipynb #c52feb5f
+LARGE = ("course", "study", "study_perfect", "paper")  # sizes that stay in Zarr
+
+
 def simulate(
     size: str = "tiny",  # tiny | course | study | paper, or a Size
     out="data_samples/tiny",  # folder of the files: NetCDF for tiny, else Zarr
@@ -605,7 +609,7 @@ def simulate(
             total = size.groups * (1 + size.later) * size.starts
             with tqdm(total=total, desc="forecasts", disable=not progress) as bar:
                 _make_batches(size, plan, work, device, workers, bar)
-            _finish(work, out, netcdf=name in ("tiny", "own"))
+            _finish(work, out, netcdf=name not in LARGE)
         shutil.rmtree(work, ignore_errors=True)
     return out
 
