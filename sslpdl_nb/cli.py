@@ -95,7 +95,11 @@ def _add_simulate(commands):
         "make forecasts and observations with the simulated atmosphere, and their store",
         "sslpdl simulate --size course --out runs/data/course",
     )
-    p.add_argument("--size", default="tiny", help="tiny | course | study | study_perfect | paper")
+    p.add_argument(
+        "--size",
+        default="tiny",
+        help="tiny | course | study | study_perfect | leads | warm | paper",
+    )
     p.add_argument("--out", required=True, metavar="DIR", help="folder; a stopped run is resumed")
     p.add_argument("--seed", type=int, default=0, help="of every random number")
     p.add_argument("--members", type=int, default=0, help="of the perfect-model ensemble, 0 = none")

@@ -187,6 +187,7 @@ def test_a_record_holds_all_that_was_asked_of_it(trial):
     result = Result.from_dict(record["result"])
     assert len(result.atmospheres) == 6 and tuple(result.confusion) == READINGS
     assert len(record["scores"]) == 2 * len(READINGS)
+    assert 0 < record["valid_log_loss"] < np.log(3) and record["best_step"] is None
     assert "NaN" not in rows[0]["path"].read_text()
 
 
@@ -462,7 +463,8 @@ def test_a_table_has_the_scores_of_the_records(trial):
     frame = table(study, write=False)
     columns = ["archive", "method", "atmospheres", "seed", "reading", "edge", "CSI", "bias", "F1"]
     columns += ["precision", "recall", "mIoU", "Brier", "Brier skill"]
-    assert list(frame.columns) == [*columns, "parameters", "seconds", "ms"]
+    costs = ["parameters", "seconds", "ms", "valid log loss", "best step"]
+    assert list(frame.columns) == [*columns, *costs]
     for row, expected in zip(frame.to_dict("records"), record["scores"]):
         for name, value in expected.items():
             assert row[name] == value or (value is None and np.isnan(row[name]))

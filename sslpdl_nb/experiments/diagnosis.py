@@ -87,7 +87,8 @@ def name_of(
     method = cell["method"]
     words = [BASELINES[method].title if method in BASELINES else method]
     if cell.get("pretrain"):
-        words.append("pre-trained")
+        task = cell["pretrain"].get("function", "").rpartition(":")[2]
+        words.append(f"pre-trained ({task})" if task else "pre-trained")
     for option in sorted(set(cell) - set(PLAIN) - set(known)):
         value = cell[option]
         values = value if isinstance(value, list) else [value]

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from sslpdl_nb.baselines.networks import FLOOR, calibrated_log_loss
 from sslpdl_nb.core import (
     Config,
     DataError,
@@ -234,9 +235,13 @@ def _fit_and_judge(baseline, splits: Splits, seed: int, config: Config) -> dict:
     fitted = time.perf_counter()
     p_valid, p_test = baseline.predict(splits.valid), baseline.predict(splits.test)
     done = time.perf_counter()
+    rain = splits.valid.observed_rain()
+    logs = torch.tensor(p_valid).clamp(min=FLOOR).log()
+    history = getattr(baseline, "history", None) or []
+    best = min(history, key=lambda entry: entry["log_loss"], default={})
     result = judge(
         p_valid,
-        splits.valid.observed_rain().numpy(),
+        rain.numpy(),
         p_test,
         splits.test.observed_rain().numpy(),
         atmosphere_of(splits.test.samples),
@@ -247,7 +252,9 @@ def _fit_and_judge(baseline, splits: Splits, seed: int, config: Config) -> dict:
         fit_seconds=fitted - begin,
         predict_seconds=done - fitted,
         ms=1e3 * (done - fitted) / (len(splits.valid) + len(splits.test)),
-        history=getattr(baseline, "history", None),
+        valid_log_loss=calibrated_log_loss(logs, rain, config.edges),
+        best_step=best.get("step"),
+        history=history,
         result=result.to_dict(),
     )
 
@@ -709,9 +716,10 @@ def _expected_seconds(cell: dict, records: list) -> float:
 
 # %% ../../nbs/73_experiments_runner.ipynb #1dbe1bbf
 FACTS = ("archive", "method", "atmospheres", "seed")
-COSTS = ("parameters", "fit_seconds", "ms")
+COSTS = dict(parameters="parameters", fit_seconds="seconds", ms="ms")
+COSTS |= dict(valid_log_loss="valid log loss", best_step="best step")
 STORED = ("cell", "name", "kept_for", "archive", "code", "commit", "parameters", "fit_seconds")
-STORED += ("ms", "threads", "seconds", "pretrained", "result")
+STORED += ("ms", "valid_log_loss", "best_step", "threads", "seconds", "pretrained", "result")
 LIMIT = 1_000_000  # bytes of committed runs
 
 
@@ -763,7 +771,7 @@ def _rows_of(record: dict, columns: list) -> list:
     "The rows of one record."
     facts = {name: record["cell"].get(name) for name in columns}
     facts = {k: text_of(v) if isinstance(v, (dict, list)) else v for k, v in facts.items()}
-    costs = dict(zip(("parameters", "seconds", "ms"), (record[name] for name in COSTS)))
+    costs = {column: record.get(name) for name, column in COSTS.items()}
     return [facts | row | costs for row in _score_rows(record["result"])]
 
 

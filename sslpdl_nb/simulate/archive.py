@@ -74,6 +74,7 @@ from sslpdl_nb.simulate.model import (
     NATURE_RAIN,
     SMOOTHING,
     MoistQG,
+    Physics,
     analysis,
     box_terrain,
     observe,
@@ -110,6 +111,8 @@ class Size:
     split: tuple = (0.6, 0.2, 0.2)  # of the batches: training, validation, test
     batches: tuple = ()  # their numbers; empty: 0 to groups - 1
     perfect: bool = False  # whether nature's own model makes the forecasts
+    nature: Physics = NATURE
+    worse: Physics = FORECAST  # the model of the forecasts
 
     def __post_init__(self):
         _check_size(self)
@@ -190,12 +193,21 @@ STUDY = dict(later=15, settling=12, steps_per_hour=(4, 6), split=(48 / 62, 7 / 6
 
 _STUDY = _size(128, 62, 1, (25, 27, 30), grids=_window(3, 64, 32, 6), atmospheres=2, **STUDY)
 _THIRD = (*range(3), *range(48, 62))  # 96 atmospheres for training; validation and test of `study`
+_WARM = dict(clausius=2.4, mean_wind=0.4)  # moisture depends more on warmth; the wind is weaker
 SIZES = {
     "tiny": _size(128, 10, 1, (25, 27, 30), grids=_window(3, 64, 32, 6), atmospheres=3),
     "course": _size(128, 10, 2, HOURLY, grids=_window(2, 112, 64, 4), atmospheres=4),
     "study": _STUDY,
     "study_perfect": replace(
         _STUDY, groups=17, batches=_THIRD, perfect=True, split=(3 / 17, 7 / 17, 7 / 17)
+    ),
+    "leads": replace(_STUDY, groups=10, leads=(6, 12, 24, 36, 48, 60, 72), split=(0.6, 0.2, 0.2)),
+    "warm": replace(
+        _STUDY,
+        groups=12,
+        split=(1 / 2, 1 / 6, 1 / 3),
+        nature=replace(NATURE, **_WARM),
+        worse=replace(FORECAST, **_WARM),
     ),
     "paper": _size(
         256, 50, 2, HOURLY, grids=_window(1, 224, 128, 1), atmospheres=4, steps_per_hour=(6, 16)
@@ -245,9 +257,9 @@ def simulate_batch(
     "Simulate one batch; times run through each place in turn."
     g, m = streams(seed, size.batches[group] if size.batches else group), min(64, size.n)
     slow, rate = size.steps_per_hour
-    coarse = MoistQG(NATURE, m, slow, box_terrain(m), device=device)
-    nature = MoistQG(NATURE, size.n, rate, box_terrain(size.n), device=device)
-    worse = MoistQG(FORECAST, size.n, rate, box_terrain(size.n, SMOOTHING), device=device)
+    coarse = MoistQG(size.nature, m, slow, box_terrain(m), device=device)
+    nature = MoistQG(size.nature, size.n, rate, box_terrain(size.n), device=device)
+    worse = MoistQG(size.worse, size.n, rate, box_terrain(size.n, SMOOTHING), device=device)
     worse = nature if size.perfect else worse
     z, pool = _spin_up(size, coarse, g[0])
     parts = []
@@ -576,11 +588,11 @@ def _make_batches(size, plan, work, device, workers, bar):
 
 
 # %% ../../nbs/31_simulate_archive.ipynb #c52feb5f
-LARGE = ("course", "study", "study_perfect", "paper")  # sizes that stay in Zarr
+LARGE = ("course", "study", "study_perfect", "leads", "warm", "paper")  # sizes that stay in Zarr
 
 
 def simulate(
-    size: str = "tiny",  # tiny | course | study | paper, or a Size
+    size: str = "tiny",  # a name of SIZES, or a Size
     out="data_samples/tiny",  # folder of the files: NetCDF for tiny, else Zarr
     seed: int = 0,
     device: str = "cpu",
