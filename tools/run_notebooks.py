@@ -312,9 +312,14 @@ def front_scores(out: Path, nbs: Path):
 
 
 def front_page(out: Path, nbs: Path, seconds: dict):
-    "What index.ipynb shows: the maps, the scores and the seconds of each notebook."
+    "What index.ipynb shows: maps, learning curves, scores and the seconds of each notebook."
     front_scores(out, nbs)
-    for made, shown_as in (("rainmap.png", "rainmap.png"), ("real_own.png", "rainmap_real.png")):
+    figures = (
+        ("rainmap.png", "rainmap.png"),
+        ("real_own.png", "rainmap_real.png"),
+        ("learning_curves.png", "learning_curves.png"),
+    )
+    for made, shown_as in figures:
         if (out / made).exists():
             with atomic_path(nbs / "images" / shown_as) as tmp:
                 shutil.copy(out / made, tmp)
