@@ -8,6 +8,7 @@ import torch
 from study_files import write_store
 
 from sslpdl_nb.baselines.networks import Network
+from sslpdl_nb.baselines.registry import BASELINES
 from sslpdl_nb.core import VARIABLE_NAMES, DataError, get_config
 from sslpdl_nb.experiments import cells
 from sslpdl_nb.experiments.cells import (
@@ -53,6 +54,14 @@ def test_options_of_a_method_are_the_arguments_of_its_class():
     assert {"steps", "lr", "loss", "residual", "tune"} <= set(options_of("unet"))
     assert not {"build", "config", "state", "init", "name"} & set(options_of("unet"))
     assert takes_init("internimage") and not takes_init("raw")
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_every_option_of_every_method_can_be_set(method):
+    before = make_baseline(dict(method=method))
+    for option in options_of(method):
+        value = getattr(before, option)
+        assert getattr(make_baseline({"method": method, option: value}), option) == value
 
 
 def test_options_and_fields_of_the_configuration_reach_the_baseline():

@@ -375,11 +375,19 @@ class Trees:
 class Boosting(PixelModel):
     "Gradient boosting by LightGBM on pixel features; stopped early and calibrated on validation."
 
-    def __init__(self, edges=CLASS_EDGES, *, leaves: int = 31, rounds: int = 500, **options):
-        super().__init__(edges, **options)
+    def __init__(
+        self,
+        edges=CLASS_EDGES,  # mm/h
+        *,
+        leaves: int = 31,  # of a tree
+        rounds: int = 500,  # trees at most
+        dry: float = 0.05,  # as in `PixelModel`
+        limit: int = 2_000_000,  # as in `PixelModel`
+    ):
+        super().__init__(edges, dry=dry, limit=limit)
         self.leaves, self.rounds = leaves, rounds
 
-    def options(self, rows: int) -> dict:
+    def settings(self, rows: int) -> dict:
         "Settings of LightGBM for a table of so many rows."
         options = dict(objective="binary", num_leaves=self.leaves, learning_rate=0.05)
         options |= dict(min_data_in_leaf=100, lambda_l2=1.0, feature_fraction=0.5, max_bin=63)
@@ -391,7 +399,7 @@ class Boosting(PixelModel):
         import lightgbm as lgb
 
         weight = rows.weight / rows.weight.mean()
-        options = self.options(len(rows.x))
+        options = self.settings(len(rows.x))
         train = lgb.Dataset(rows.x, weight=weight, params=options, free_raw_data=False)
         return train, train.create_valid(checks.x, weight=checks.weight, params=options)
 
@@ -404,7 +412,7 @@ class Boosting(PixelModel):
         seen = checks.rain >= edge
         valid.set_label(seen.astype(np.float32))
         stop = lgb.early_stopping(30, verbose=False)
-        options = self.options(len(rows.x)) | dict(seed=seed)
+        options = self.settings(len(rows.x)) | dict(seed=seed)
         booster = lgb.train(options, train, self.rounds, valid_sets=[valid], callbacks=[stop])
         f = Trees(booster, 1.0, 0.0).raw(checks.x)
         return Trees(booster, *platt(f, seen, checks.weight))

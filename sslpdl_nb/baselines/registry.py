@@ -34,8 +34,13 @@ class Entry:
 
 
 # %% ../../nbs/68_baselines_registry.ipynb #b81588ec
+# best of three in the study `search`; other networks have that of the configuration
+LEARNING_RATES = dict(unet=0.003, unet_share=0.003, internimage=0.003, internimage_share=0.003)
+
+
 def _network(build, name: str, **options) -> Callable:
     "A function that makes a network from a configuration."
+    options = dict(lr=LEARNING_RATES.get(name)) | options
 
     def make(config: Config) -> Network:
         return Network(build, config, name=name, **options)
@@ -83,7 +88,7 @@ BASELINES = {
     "boosting": Entry(
         "gradient boosting",
         "statistics",
-        lambda c: Boosting(edges=c.edges),
+        lambda c: Boosting(edges=c.edges, leaves=7),
         "RainForests, Trotta et al. 2024 (Wea. Forecasting)",
     ),
 }
