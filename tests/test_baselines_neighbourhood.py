@@ -319,6 +319,7 @@ def test_few_atmospheres_are_enough(n):
     data = few(DISPLACED.train, n)
     p = NeighbourhoodShare().fit(data, data).predict(DISPLACED.test)
     assert np.isfinite(p).all() and np.allclose(p.sum(1), 1, atol=1e-5)
+    assert (p[:, 1] > 0.009 * (p[:, 1] + p[:, 2])).all()  # rain need not be heavy
 
 
 def test_heavy_rain_never_observed():

@@ -254,6 +254,8 @@ class NeighbourhoodShare:
     Width and threshold are chosen for each edge by the cross-validated CSI of whole atmospheres.
     """
 
+    most = 0.99  # probability of an edge, as part of that of the edge below it
+
     def __init__(
         self,
         sigmas: tuple = (20, 40, 80, 120, 160),  # candidates, km
@@ -288,4 +290,6 @@ class NeighbourhoodShare:
             b = slice(start, start + BLOCK)
             for e, chosen in enumerate(self.chosen):
                 p[b, e] = self.curves[e][_share_levels(rain[b], spacing, chosen)]
+        for e in range(1, len(self.edges)):
+            p[:, e] = np.minimum(p[:, e], self.most * p[:, e - 1])
         return as_probabilities(p)

@@ -170,8 +170,9 @@ def ensemble_probabilities(
     folder,  # of an archive with perfect_model_ensemble.zarr or .nc
     samples: xr.Dataset,  # of its store, test atmospheres
     edges: tuple = CLASS_EDGES,  # mm/h
+    cases: int = 128,  # that were counted: members times patterns of cells
 ) -> np.ndarray:  # (n, K, h, w) probabilities of the classes
-    """What the perfect-model ensemble says about each sample.
+    """What the perfect-model ensemble says about each sample, with one more case for all classes.
 
     Raises DataError if there is no ensemble, and if it belongs to other samples, grid or edges.
     """
@@ -185,7 +186,8 @@ def ensemble_probabilities(
         p = ds["probability"].isel(time=times).values[inverse, j]
     if np.isnan(p).any():
         raise DataError(mismatch(f"{path}: samples", "of test atmospheres", "others"))
-    return as_probabilities(p)
+    p = as_probabilities(p)
+    return (cases * p + 1 / p.shape[1]) / (cases + 1)
 
 
 def _ensemble_file(folder) -> tuple:
