@@ -317,7 +317,7 @@ def front_page(out: Path, nbs: Path, seconds: dict):
     figures = (
         ("rainmap.png", "rainmap.png"),
         ("real_own.png", "rainmap_real.png"),
-        ("learning_curves.png", "learning_curves.png"),
+        ("figures/learning_curves.png", "learning_curves.png"),
     )
     for made, shown_as in figures:
         if (out / made).exists():

@@ -720,7 +720,7 @@ COSTS = dict(parameters="parameters", fit_seconds="seconds", ms="ms")
 COSTS |= dict(valid_log_loss="valid log loss", best_step="best step")
 STORED = ("cell", "name", "kept_for", "archive", "code", "commit", "parameters", "fit_seconds")
 STORED += ("ms", "valid_log_loss", "best_step", "threads", "seconds", "pretrained", "result")
-LIMIT = 1_000_000  # bytes of committed runs
+LIMIT = 1_500_000  # bytes of committed runs
 
 
 def _results(study: Study) -> tuple:
