@@ -63,7 +63,7 @@ _METHODS = {
     "scratch": ("InternImage, from scratch", "#56B4E9", "o/", "internimage rainmodel"),
     "pretrained": ("InternImage, pre-trained (ours)", "#0072B2", "o",
                    "ours finetuned internimagepretrained"),
-    "filled": ("InternImage, pre-trained (filled)", "#882255", "p/", ""),
+    "filled": ("InternImage, pre-trained (filled)", "#CC79A7", "p/", ""),
 }
 # fmt: on
 _DOTTED = ("climatology", "raw", "raw tuned", "perfect model")

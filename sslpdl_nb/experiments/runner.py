@@ -24,6 +24,10 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+# %% auto #0
+__all__ = ["Study", "run_cell", "pretrained", "run", "status", "table", "summary", "Run", "results"]
+
+# %% ../../nbs/73_experiments_runner.ipynb #8e86d64e
 from sslpdl_nb.baselines.networks import FLOOR, calibrated_log_loss
 from sslpdl_nb.core import (
     Config,
@@ -53,9 +57,6 @@ from sslpdl_nb.experiments.cells import (
 )
 from sslpdl_nb.experiments.scores import Result, judge, scores
 from sslpdl_nb.store import Splits, atmosphere_of
-
-# %% auto #0
-__all__ = ["Study", "run_cell", "pretrained", "run", "status", "table", "summary", "Run", "results"]
 
 # %% ../../nbs/73_experiments_runner.ipynb #5cda4328
 PARTS = dict(
