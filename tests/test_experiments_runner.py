@@ -467,7 +467,8 @@ def test_a_table_has_the_scores_of_the_records(trial):
     assert list(frame.columns) == [*columns, *costs]
     for row, expected in zip(frame.to_dict("records"), record["scores"]):
         for name, value in expected.items():
-            assert row[name] == value or (value is None and np.isnan(row[name]))
+            expected = np.nan if value is None else value
+            assert row[name] == pytest.approx(expected, rel=1e-4, nan_ok=True)
     assert "share" in summary(frame) and not (study.path.parent / "results").exists()
 
 

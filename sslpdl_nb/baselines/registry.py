@@ -31,6 +31,7 @@ class Entry:
     family: str  # forecast | statistics | network | ours
     make: Callable  # config -> Baseline
     source: str  # where it comes from
+    yes_or_no: bool = False  # gives a class and no probability, so that no threshold can be tuned
 
 
 # %% ../../nbs/68_baselines_registry.ipynb #b81588ec
@@ -63,12 +64,18 @@ BASELINES = {
     "climatology": Entry(
         "climatology", "forecast", lambda c: Climatology(c.edges), "observed frequencies"
     ),
-    "raw": Entry("raw forecast", "forecast", lambda c: Raw(c.edges), "the forecast itself"),
+    "raw": Entry(
+        "raw forecast", "forecast", lambda c: Raw(c.edges), "the forecast itself", yes_or_no=True
+    ),
     "raw_tuned": Entry(
         "raw forecast, tuned", "forecast", lambda c: RawTuned(c.edges), "isotonic regression"
     ),
     "quantile_mapping": Entry(
-        "quantile mapping", "statistics", lambda c: QuantileMapping(c.edges), "empirical quantiles"
+        "quantile mapping",
+        "statistics",
+        lambda c: QuantileMapping(c.edges),
+        "empirical quantiles",
+        yes_or_no=True,
     ),
     "share": Entry(
         "neighbourhood share",

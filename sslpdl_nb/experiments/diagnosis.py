@@ -24,10 +24,14 @@ from sslpdl_nb.verify import jackknife_t
 # %% auto #0
 __all__ = [
     "PLAIN",
+    "CELLS",
+    "PRIOR",
     "reading_scores",
     "spread",
+    "pretext_of",
     "name_of",
     "by_name",
+    "same_seeds",
     "reading_sentence",
     "adjusted",
     "verdicts",
@@ -79,6 +83,15 @@ PLAIN = ("method", "archive", "test_archive", "atmospheres", "seed", "preset", "
 PLAIN += ("valid_limit", "batch", "pretrain")  # do not belong to the name of a method
 
 
+def pretext_of(
+    cell: dict,
+) -> str:  # cubes: as published; otherwise the name of the function; empty: none
+    "What the network of a cell has learned before."
+    if not cell.get("pretrain"):
+        return ""
+    return cell["pretrain"].get("function", "").rpartition(":")[2] or "cubes"
+
+
 def name_of(
     cell: dict,
     known: tuple = (),  # options that are the same everywhere, so that no name needs them
@@ -86,9 +99,9 @@ def name_of(
     "A name for tables and figures: the method's title, and every option that makes it special."
     method = cell["method"]
     words = [BASELINES[method].title if method in BASELINES else method]
-    if cell.get("pretrain"):
-        task = cell["pretrain"].get("function", "").rpartition(":")[2]
-        words.append(f"pre-trained ({task})" if task else "pre-trained")
+    task = pretext_of(cell)
+    if task:
+        words.append("pre-trained" if task == "cubes" else f"pre-trained ({task})")
     for option in sorted(set(cell) - set(PLAIN) - set(known)):
         value = cell[option]
         values = value if isinstance(value, list) else [value]
@@ -114,6 +127,16 @@ def by_name(
 
 def _seed_of(run) -> int:
     return run.cell["seed"]
+
+
+# %% ../../nbs/74_experiments_diagnosis.ipynb #ad7a15a7
+def same_seeds(
+    a: list,  # results, seed after seed
+    b: list,  # of the forecast to compare with
+) -> tuple:  # both, with as many seeds as the other has
+    "Two lists of results with the seeds that both have."
+    k = min(len(a), len(b))
+    return a[:k], b[:k]
 
 
 # %% ../../nbs/74_experiments_diagnosis.ipynb #ea65e2bd
@@ -166,13 +189,16 @@ def verdicts(
 
 
 # %% ../../nbs/74_experiments_diagnosis.ipynb #0c6b79f5
+CELLS = 8  # random patterns of cells that were drawn for each member of the ensemble
+PRIOR = 1 / 3  # of a case, added to each class: what was never counted is not impossible
+
+
 def ensemble_probabilities(
     folder,  # of an archive with perfect_model_ensemble.zarr or .nc
     samples: xr.Dataset,  # of its store, test atmospheres
     edges: tuple = CLASS_EDGES,  # mm/h
-    cases: int = 128,  # that were counted: members times patterns of cells
 ) -> np.ndarray:  # (n, K, h, w) probabilities of the classes
-    """What the perfect-model ensemble says about each sample, with one more case for all classes.
+    """What the perfect-model ensemble says about each sample; `PRIOR` of a case for each class.
 
     Raises DataError if there is no ensemble, and if it belongs to other samples, grid or edges.
     """
@@ -184,10 +210,11 @@ def ensemble_probabilities(
         j = _positions(f"{path}: lead_time", hours, samples["lead_time"].values)
         times, inverse = np.unique(i, return_inverse=True)
         p = ds["probability"].isel(time=times).values[inverse, j]
+        cases = CELLS * int(ds.attrs.get("members", 16))
     if np.isnan(p).any():
         raise DataError(mismatch(f"{path}: samples", "of test atmospheres", "others"))
     p = as_probabilities(p)
-    return (cases * p + 1 / p.shape[1]) / (cases + 1)
+    return (cases * p + PRIOR) / (cases + PRIOR * p.shape[1])
 
 
 def _ensemble_file(folder) -> tuple:

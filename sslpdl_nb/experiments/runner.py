@@ -715,13 +715,55 @@ def _expected_seconds(cell: dict, records: list) -> float:
     return float("nan")
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #6794cadd
+def _five_digits(text: str) -> str:
+    "Numbers in a text, rounded."
+    return " ".join(f"{float(number):.5g}" for number in text.split())
+
+
+def _tables(texts: dict, classes: int, columns: int) -> dict:
+    "Reading -> counts (atmospheres, classes, columns), from their texts."
+    return {k: np.array(t.split(), int).reshape(-1, classes, columns) for k, t in texts.items()}
+
+
+def _texts(tables: dict) -> dict:
+    "Reading -> counts as a text."
+    return {k: " ".join(map(str, table.ravel())) for k, table in tables.items()}
+
+
+def _without_observed(record: dict, observed: list) -> dict:
+    "A record without the counts of the first forecast class; `observed` gets what was observed."
+    result, classes = record["result"], len(record["result"]["edges"]) + 1
+    tables = _tables(result["confusion"], classes, classes)
+    seen = " ".join(map(str, tables["argmax"].sum(2).ravel()))
+    if seen not in observed:
+        observed.append(seen)
+    shorter = _texts({k: table[:, :, 1:] for k, table in tables.items()})
+    return record | dict(result=result | dict(confusion=shorter), observed=observed.index(seen))
+
+
+def _with_observed(record: dict, observed: list) -> dict:
+    "The record that `_without_observed` was given."
+    result, classes = record["result"], len(record["result"]["edges"]) + 1
+    seen = np.array(observed[record["observed"]].split(), int).reshape(-1, classes, 1)
+    tables = _tables(result["confusion"], classes, classes - 1)
+    whole = {k: np.concatenate([seen - t.sum(2, keepdims=True), t], 2) for k, t in tables.items()}
+    rest = {k: v for k, v in record.items() if k != "observed"}
+    return rest | dict(result=result | dict(confusion=_texts(whole)))
+
+
 # %% ../../nbs/73_experiments_runner.ipynb #1dbe1bbf
 FACTS = ("archive", "method", "atmospheres", "seed")
-COSTS = dict(parameters="parameters", fit_seconds="seconds", ms="ms")
-COSTS |= dict(valid_log_loss="valid log loss", best_step="best step")
+COSTS = dict(  # entry of a record -> column of a table
+    parameters="parameters",
+    fit_seconds="seconds",
+    ms="ms",
+    valid_log_loss="valid log loss",
+    best_step="best step",
+)
 STORED = ("cell", "name", "kept_for", "archive", "code", "commit", "parameters", "fit_seconds")
 STORED += ("ms", "valid_log_loss", "best_step", "threads", "seconds", "pretrained", "result")
-LIMIT = 1_500_000  # bytes of committed runs
+LIMIT = 1_000_000  # bytes of committed runs
 
 
 def _results(study: Study) -> tuple:
@@ -735,7 +777,8 @@ def _committed(path: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        runs = json.loads(lzma.decompress(path.read_bytes()))["runs"]
+        content = json.loads(lzma.decompress(path.read_bytes()))
+        runs = [_with_observed(record, content["observed"]) for record in content["runs"]]
         return {text_of(record["cell"]): record for record in runs}
     except (lzma.LZMAError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(mismatch(str(path), "the runs of a study", repr(error))) from error
@@ -744,6 +787,8 @@ def _committed(path: Path) -> dict:
 def _compact(record: dict) -> dict:
     "What is committed of a record: all that a table needs."
     small = {k: record[k] for k in STORED if record.get(k) is not None}
+    brier = {k: _five_digits(text) for k, text in small["result"]["brier"].items()}
+    small["result"] = small["result"] | dict(brier=brier)
     if small.get("pretrained"):
         last = {k: v for k, v in small["pretrained"].items() if k != "history"}
         small["pretrained"] = last | dict(history=small["pretrained"]["history"][-1:])
@@ -752,7 +797,9 @@ def _compact(record: dict) -> dict:
 
 def _write_runs(path: Path, study: Study, runs: list):
     "Write the committed runs; equal runs give equal bytes."
-    content = dict(study=study.name, title=study.parts["title"], runs=runs)
+    observed = []
+    runs = [_without_observed(record, observed) for record in runs]
+    content = dict(study=study.name, title=study.parts["title"], observed=observed, runs=runs)
     data = lzma.compress(json.dumps(content).encode())
     if len(data) > LIMIT:
         raise DataError(mismatch(f"{path}: bytes", f"at most {LIMIT}", len(data)))
