@@ -784,6 +784,7 @@ def _committed(path: Path) -> dict:
         raise DataError(mismatch(str(path), "the runs of a study", repr(error))) from error
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #2731fee5
 def _compact(record: dict) -> dict:
     "What is committed of a record: all that a table needs."
     small = {k: record[k] for k in STORED if record.get(k) is not None}
