@@ -559,3 +559,12 @@ def test_a_cell_of_two_studies_is_run_once(trial):
     assert len(made) == 2 and sorted(second.folder.glob("*.json")) == made
     assert [one.cell for one in results(second)] == second.cells()
     assert [one.cell["method"] for one in results(second, method="raw")] == ["raw"]
+
+
+def test_an_encoder_can_come_from_labels_elsewhere(trial):
+    before = dict(function="sslpdl_nb.finetune:finetune", finetune_steps=2, finetune_batch=2)
+    options = dict(method="internimage", steps=1, pretrain=before | dict(atmospheres=2))
+    study = trial(cells=[options | dict(finetune_batch=2, atmospheres=1)])
+    record = run(study)[0]["record"]
+    assert record["pretrained"]["history"][-1]["valid_loss"] > 0
+    assert record["pretrained"]["options"]["atmospheres"] == 2

@@ -390,6 +390,8 @@ def _make_pretrained(make, own: dict, archives: dict, config: Config, path: Path
     few = splits.valid.samples.isel(sample=np.unique(rows))
     splits = replace(splits, valid=LeanDataset(few, splits.standardizer))
     _, history = make(config, splits, own["seed"], path, progress=False)
+    if isinstance(history, dict):  # `finetune` returns everything that it has written down
+        history = history["history"]
     done = dict(options=own, seconds=time.time() - begin, history=history, key=path.stem)
     write_json(path.with_suffix(".json"), done)
 
