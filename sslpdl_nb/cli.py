@@ -586,7 +586,7 @@ def _predict(args):
 
 # %% ../nbs/49_cli.ipynb #e7a1c0d3
 def _experiment(args):
-    from sslpdl_nb.experiments.runner import Study, run, status, summary, table
+    from sslpdl_nb.experiments.runner import Study, run, status, table
 
     study = Study.load(args.name, args.fast)
     only = _changes(args.only, "--only")
@@ -595,7 +595,7 @@ def _experiment(args):
         options = dict(again=args.again, keep=args.keep, only=only, cluster=cluster)
         run(study, args.workers, args.executor, **options)
     if args.action == "table":
-        print(summary(table(study)))
+        print(study.trial.summary(table(study)))
     else:
         print(status(study, only))
 

@@ -13,6 +13,8 @@ MODULE = """
 import os, signal, time
 from pathlib import Path
 from sslpdl_nb.baselines.protocol import Climatology
+from sslpdl_nb.core import DataError, mismatch, write_json
+from sslpdl_nb.experiments.cells import key_of
 
 HERE = Path(__file__).parent
 
@@ -63,6 +65,42 @@ class FromCheckpoint(Climatology):
     def fit(self, train, valid, seed=0):
         assert Path(self.init).exists()
         return super().fit(train, valid, seed)
+
+class Lengths:
+    "A trial of another kind: how long is the name of the method?"
+    facts, costs = ("method", "seed"), dict(seconds="seconds")
+    def options(self, method):
+        return ("method", "archive", "seed", "times")
+    def check(self, cell):
+        if cell.get("times", 1) < 1:
+            raise DataError(mismatch("times", "at least 1", cell["times"]))
+    def command(self, about):
+        return "echo " + about["folder"]
+    def code(self, cell):
+        return dict(hash="c0de", modules={})
+    def identity(self, cell, archives):
+        name = key_of(cell) + "-c0de"
+        return dict(cell=cell, archive={}, code=self.code(cell), name=name)
+    def run(self, cell, archives, folder, wait=True):
+        about = self.identity(cell, archives)
+        length = len(cell["method"]) * cell.get("times", 1)
+        record = about | dict(length=length, seconds=0.5, commit="none", finished=time.time())
+        write_json(Path(folder, about["name"] + ".json"), record)
+        return record
+    def rows(self, record):
+        return [dict(length=record["length"])]
+    def compact(self, record):
+        return {k: record[k] for k in ("cell", "name", "length", "seconds", "commit")}
+    def pack(self, records):
+        return dict(runs=records)
+    def unpack(self, content):
+        return content["runs"]
+    def result(self, record):
+        return record["length"]
+    def summary(self, frame):
+        return f"longest {frame['length'].max()}"
+
+LENGTHS = Lengths()
 """
 
 

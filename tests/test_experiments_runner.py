@@ -464,7 +464,7 @@ def test_committed_runs_hold_nothing_twice_and_give_the_same_counts(trial):
     runs_file = runner._results(study)[0]
     content = json.loads(lzma.decompress(runs_file.read_bytes()))
     assert len(content["observed"]) == 1  # one test weather
-    for record, one in zip(records, runner._committed(runs_file).values()):
+    for record, one in zip(records, runner._committed(study).values()):
         assert one["result"]["confusion"] == record["result"]["confusion"]
         for kind, text in record["result"]["brier"].items():
             kept, whole = (np.array(t.split(), float) for t in (one["result"]["brier"][kind], text))
@@ -568,3 +568,28 @@ def test_an_encoder_can_come_from_labels_elsewhere(trial):
     record = run(study)[0]["record"]
     assert record["pretrained"]["history"][-1]["valid_loss"] > 0
     assert record["pretrained"]["options"]["atmospheres"] == 2
+
+
+# ------------------------------------------------------------------ another kind of trial
+
+
+def test_a_study_of_another_kind_has_the_same_runner(trial):
+    factors = dict(method=["long", "longer"], times=[1, 3])
+    parts = dict(trial="MINE:LENGTHS", base={}, factors=factors, seeds=[0, 1])
+    study = trial(**parts)
+    assert len(run(study)) == 8
+    frame = table(study)
+    assert sorted(frame["length"].unique()) == [4, 6, 12, 18] and "times" in frame
+    assert study.trial.summary(frame) == "longest 18"
+    for path in study.folder.glob("*.json"):
+        path.unlink()
+    assert [one.result for one in results(study, seed=1)] == [4, 12, 6, 18]
+    with pytest.raises(DataError, match="times: expected at least 1, found 0"):
+        trial(**parts | dict(base=dict(times=0), factors=dict(method=["long"]))).cells()
+    with pytest.raises(DataError, match="make it by: echo nowhere"):
+        status(trial(**parts | dict(archive=dict(toy="nowhere"))))
+
+
+def test_an_unknown_trial_is_refused(trial):
+    with pytest.raises(DataError, match="MINE|rivals"):
+        trial(trial="MINE:NOTHING", factors=dict(method=["raw"])).cells()

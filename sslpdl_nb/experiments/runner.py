@@ -19,13 +19,26 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 # %% auto #0
-__all__ = ["Study", "run_cell", "pretrained", "run", "status", "table", "summary", "Run", "results"]
+__all__ = [
+    "Trial",
+    "Study",
+    "run_cell",
+    "pretrained",
+    "run",
+    "status",
+    "table",
+    "summary",
+    "Rain",
+    "Run",
+    "results",
+]
 
 # %% ../../nbs/73_experiments_runner.ipynb #8e86d64e
 from sslpdl_nb.baselines.networks import FLOOR, calibrated_log_loss
@@ -60,6 +73,7 @@ from sslpdl_nb.store import Splits, atmosphere_of
 
 # %% ../../nbs/73_experiments_runner.ipynb #5cda4328
 PARTS = dict(
+    trial=str,  # MODULE:NAME of a Trial; none = rain classes from forecasts
     title=str,
     question=str,
     expected=str,  # the outcome, written down before the study is run
@@ -72,6 +86,27 @@ PARTS = dict(
     seeds=list,
     fast=dict,  # replaces any of these by something small
 )
+
+
+# %% ../../nbs/73_experiments_runner.ipynb #dcb5c553
+class Trial(Protocol):
+    "What the runner must know about a kind of comparison."
+
+    facts: tuple  # options that are columns of every table
+    costs: dict  # entry of a record -> column of a table
+
+    def options(self, method: str) -> tuple: ...  # names that a cell may have
+    def check(self, cell: dict) -> None: ...  # DataError for values that cannot be right
+    def command(self, about: dict) -> str: ...  # that makes a missing archive
+    def code(self, cell: dict) -> dict: ...  # what a cell runs: hash, modules
+    def identity(self, cell: dict, archives: dict) -> dict: ...  # cell, archive, code, name
+    def run(self, cell: dict, archives: dict, folder, wait: bool) -> dict: ...  # the record
+    def rows(self, record: dict) -> list: ...  # of the table
+    def compact(self, record: dict) -> dict: ...  # what is committed of a record
+    def pack(self, records: list) -> dict: ...  # compact records as JSON can hold them
+    def unpack(self, content: dict) -> list: ...  # the compact records again
+    def result(self, record: dict) -> object: ...  # its counts
+    def summary(self, frame) -> str: ...  # of a table, to be printed
 
 
 # %% ../../nbs/73_experiments_runner.ipynb #2b28249f
@@ -150,6 +185,12 @@ class Study:
         return folder.parent if folder.name == "experiments" else folder
 
     @property
+    def trial(self) -> Trial:
+        "What its cells mean."
+        name = self.parts.get("trial")
+        return import_name(name) if name else Rain()
+
+    @property
     def folder(self) -> Path:
         "Where the records are. Studies share them: a cell of two studies is run once."
         return self.root / "runs" / "experiments" / ("fast" if self.fast else "cells")
@@ -189,8 +230,7 @@ def _complete(study: Study, own: dict) -> dict:
     if "method" not in named:
         raise DataError(mismatch(f"{study.path}: cell {own}", "a method", "none"))
     with _naming(study.path):
-        known = options_of(named["method"])
-    names = [*CELL_OPTIONS, *CONFIG_FIELDS, *known]
+        names = study.trial.options(named["method"])
     budget = {k: v for k, v in parts.get("budget", {}).items() if k in names}
     first_archive = next(iter(parts["archive"]), None)
     start = dict(archive=first_archive) | budget | parts.get("base", {})
@@ -204,7 +244,7 @@ def _complete(study: Study, own: dict) -> dict:
             expected = f"one of {sorted(parts['archive'])}"
             raise DataError(mismatch(f"{study.path}: {role}", expected, repr(cell[role])))
     with _naming(study.path):
-        _check_values(cell)
+        study.trial.check(cell)
     return cell
 
 
@@ -417,13 +457,9 @@ def _archives(study: Study) -> dict:
     folders = {}
     for name, about in study.parts["archive"].items():
         about = about if isinstance(about, dict) else dict(folder=about)
-        about = dict(size="study", seed=0, members=16) | about
         folders[name] = study.root / about["folder"]
         if not folders[name].exists():
-            size, seed, members = (about[k] for k in ("size", "seed", "members"))
-            command = f"sslpdl simulate --size {size} --out {about['folder']}"
-            command += f" --seed {seed} --members {members}"
-            found = f"none; make it by: {command}"
+            found = f"none; make it by: {study.trial.command(about)}"
             what = f"{study.path}: archive {name} in {folders[name]}"
             raise DataError(mismatch(what, "a store of samples", found))
     return folders
@@ -466,7 +502,7 @@ def _survey(study: Study, only: dict = None) -> list:
     archives, records, rows = _archives(study), _records(study), []
     for cell in cells:
         with _naming(study.path):
-            about = identity(cell, archives, (_fit_and_judge,))
+            about = study.trial.identity(cell, archives)
         path = study.folder / f"{about['name']}.json"
         made = records.get(text_of(cell), [])
         valid = [r for r in made if about["name"] in (r["name"], *r.get("kept_for", ()))]
@@ -546,13 +582,13 @@ def _work(study: Study, only: dict, report) -> None:
     kept = {name for rs in _records(study).values() for r in rs for name in r.get("kept_for", ())}
     for wait in (False, True):
         for cell in _chosen(study, only):
-            name = identity(cell, archives, (_fit_and_judge,))["name"]
+            name = study.trial.identity(cell, archives)["name"]
             path = study.folder / f"{name}.json"
             failure = path.with_suffix(".error")
             if path.exists() or failure.exists() or name in kept:
                 continue
             try:
-                record = run_cell(cell, archives, study.folder, wait)
+                record = study.trial.run(cell, archives, study.folder, wait)
                 report(f"{name} {record['seconds']:.0f} s: {_in_short(cell)}")
             except Exception as error:
                 if isinstance(error.__cause__, Timeout):
@@ -774,13 +810,14 @@ def _results(study: Study) -> tuple:
     return folder / f"{study.name}.runs.json.xz", folder / f"{study.name}.csv"
 
 
-def _committed(path: Path) -> dict:
+def _committed(study: Study) -> dict:
     "Text of a cell -> its record, from the committed runs."
+    path = _results(study)[0]
     if not path.exists():
         return {}
     try:
         content = json.loads(lzma.decompress(path.read_bytes()))
-        runs = [_with_observed(record, content["observed"]) for record in content["runs"]]
+        runs = study.trial.unpack(content)
         return {text_of(record["cell"]): record for record in runs}
     except (lzma.LZMAError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(mismatch(str(path), "the runs of a study", repr(error))) from error
@@ -800,9 +837,7 @@ def _compact(record: dict) -> dict:
 
 def _write_runs(path: Path, study: Study, runs: list):
     "Write the committed runs; equal runs give equal bytes."
-    observed = []
-    runs = [_without_observed(record, observed) for record in runs]
-    content = dict(study=study.name, title=study.parts["title"], observed=observed, runs=runs)
+    content = dict(study=study.name, title=study.parts["title"]) | study.trial.pack(runs)
     data = lzma.compress(json.dumps(content).encode())
     if len(data) > LIMIT:
         raise DataError(mismatch(f"{path}: bytes", f"at most {LIMIT}", len(data)))
@@ -811,26 +846,26 @@ def _write_runs(path: Path, study: Study, runs: list):
 
 
 # %% ../../nbs/73_experiments_runner.ipynb #0025c96a
-def _table_columns(runs: list) -> list:
+def _table_columns(runs: list, facts: tuple) -> list:
     "The options that are columns: the usual ones, and those that differ between cells."
-    names = sorted({name for one in runs for name in one["cell"]} - set(FACTS))
+    names = sorted({name for one in runs for name in one["cell"]} - set(facts))
     vary = [n for n in names if len({text_of(one["cell"].get(n)) for one in runs}) > 1]
-    return [*FACTS, *vary]
+    return [*facts, *vary]
 
 
-def _rows_of(record: dict, columns: list) -> list:
+def _rows_of(record: dict, columns: list, trial: Trial) -> list:
     "The rows of one record."
     facts = {name: record["cell"].get(name) for name in columns}
     facts = {k: text_of(v) if isinstance(v, (dict, list)) else v for k, v in facts.items()}
-    costs = {column: record.get(name) for name, column in COSTS.items()}
-    return [facts | row | costs for row in _score_rows(record["result"])]
+    costs = {column: record.get(name) for name, column in trial.costs.items()}
+    return [facts | row | costs for row in trial.rows(record)]
 
 
 def _warn_of_other_code(study: Study, records: list):
     "One line if records were made by other code than that of today."
     commits = []
     for record in records:
-        code = code_of(record["cell"], (_fit_and_judge,))["hash"]
+        code = study.trial.code(record["cell"])["hash"]
         name = f"{record['name'].split('-')[0]}-{code}"
         if name not in (record["name"], *record.get("kept_for", ())):
             commits.append(record["commit"][:7])
@@ -850,17 +885,17 @@ def table(
     import pandas as pd
 
     runs_file, csv_file = _results(study)
-    found = _committed(runs_file) | {text: rs[-1] for text, rs in _records(study).items()}
-    cells = study.cells()
-    runs = [_compact(found[text_of(c)]) for c in cells if text_of(c) in found]
+    found = _committed(study) | {text: rs[-1] for text, rs in _records(study).items()}
+    cells, trial = study.cells(), study.trial
+    runs = [trial.compact(found[text_of(c)]) for c in cells if text_of(c) in found]
     if not runs:
         expected = f"records in {study.folder} or {runs_file}"
         raise DataError(mismatch(f"{study.path}: table", expected, "none"))
     if len(runs) < len(cells):
         print(f"{study.name}: {len(cells) - len(runs)} of {len(cells)} cells have no record yet")
     _warn_of_other_code(study, runs)
-    columns = _table_columns(runs)
-    frame = pd.DataFrame([row for record in runs for row in _rows_of(record, columns)])
+    columns = _table_columns(runs, trial.facts)
+    frame = pd.DataFrame([row for record in runs for row in _rows_of(record, columns, trial)])
     if write:
         _write_runs(runs_file, study, runs)
         with atomic_path(csv_file) as tmp:
@@ -882,6 +917,53 @@ def summary(
     return groups.mean().unstack("edge").to_string(float_format="{:.3f}".format)
 
 
+# %% ../../nbs/73_experiments_runner.ipynb #0716278d
+class Rain:
+    "Rain classes from forecasts, the cells of `experiments.cells`; a `Trial`."
+
+    facts, costs = FACTS, COSTS
+
+    def options(self, method: str) -> tuple:
+        return (*CELL_OPTIONS, *CONFIG_FIELDS, *options_of(method))
+
+    def check(self, cell: dict):
+        _check_values(cell)
+
+    def command(self, about: dict) -> str:
+        about = dict(size="study", seed=0, members=16) | about
+        size, seed, members, folder = (about[k] for k in ("size", "seed", "members", "folder"))
+        return f"sslpdl simulate --size {size} --out {folder} --seed {seed} --members {members}"
+
+    def code(self, cell: dict) -> dict:
+        return code_of(cell, (_fit_and_judge,))
+
+    def identity(self, cell: dict, archives: dict) -> dict:
+        return identity(cell, archives, (_fit_and_judge,))
+
+    def run(self, cell: dict, archives: dict, folder, wait: bool = True) -> dict:
+        return run_cell(cell, archives, folder, wait)
+
+    def rows(self, record: dict) -> list:
+        return _score_rows(record["result"])
+
+    def compact(self, record: dict) -> dict:
+        return _compact(record)
+
+    def pack(self, records: list) -> dict:
+        observed = []
+        runs = [_without_observed(record, observed) for record in records]
+        return dict(observed=observed, runs=runs)
+
+    def unpack(self, content: dict) -> list:
+        return [_with_observed(record, content["observed"]) for record in content["runs"]]
+
+    def result(self, record: dict) -> Result:
+        return Result.from_dict(record["result"])
+
+    def summary(self, frame) -> str:
+        return summary(frame)
+
+
 # %% ../../nbs/73_experiments_runner.ipynb #d3a6063a
 @dataclass(frozen=True)
 class Run:
@@ -889,7 +971,7 @@ class Run:
 
     cell: dict
     record: dict  # what is committed of it
-    result: Result
+    result: object  # its counts, a `Result` where rain is forecast from weather forecasts
 
 
 def results(
@@ -897,12 +979,12 @@ def results(
     **facts,  # option -> value: only cells with these
 ) -> list:  # of Run, in the order of the cells
     "What a study has found so far, from its records and from the committed runs."
-    found = _committed(_results(study)[0])
+    found = _committed(study)
     found |= {text: made[-1] for text, made in _records(study).items()}
-    runs = []
+    trial, runs = study.trial, []
     for cell in study.cells():
         wanted = all(text_of(cell.get(k)) == text_of(v) for k, v in facts.items())
         if wanted and text_of(cell) in found:
-            record = _compact(found[text_of(cell)])
-            runs.append(Run(cell, record, Result.from_dict(record["result"])))
+            record = trial.compact(found[text_of(cell)])
+            runs.append(Run(cell, record, trial.result(record)))
     return runs
