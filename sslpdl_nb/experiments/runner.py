@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 # %% auto #0
 __all__ = [
     "Trial",
+    "Rain",
     "Study",
     "run_cell",
     "pretrained",
@@ -35,7 +36,6 @@ __all__ = [
     "status",
     "table",
     "summary",
-    "Rain",
     "Run",
     "results",
 ]
@@ -107,6 +107,60 @@ class Trial(Protocol):
     def unpack(self, content: dict) -> list: ...  # the compact records again
     def result(self, record: dict) -> object: ...  # its counts
     def summary(self, frame) -> str: ...  # of a table, to be printed
+
+
+# %% ../../nbs/73_experiments_runner.ipynb #0716278d
+class Rain:
+    "Rain classes from forecasts, the cells of `experiments.cells`; a `Trial`."
+
+    facts = ("archive", "method", "atmospheres", "seed")
+    costs = dict(
+        parameters="parameters",
+        fit_seconds="seconds",
+        ms="ms",
+        valid_log_loss="valid log loss",
+        best_step="best step",
+    )
+
+    def options(self, method: str) -> tuple:
+        return (*CELL_OPTIONS, *CONFIG_FIELDS, *options_of(method))
+
+    def check(self, cell: dict):
+        _check_values(cell)
+
+    def command(self, about: dict) -> str:
+        about = dict(size="study", seed=0, members=16) | about
+        size, seed, members, folder = (about[k] for k in ("size", "seed", "members", "folder"))
+        return f"sslpdl simulate --size {size} --out {folder} --seed {seed} --members {members}"
+
+    def code(self, cell: dict) -> dict:
+        return code_of(cell, (_fit_and_judge,))
+
+    def identity(self, cell: dict, archives: dict) -> dict:
+        return identity(cell, archives, (_fit_and_judge,))
+
+    def run(self, cell: dict, archives: dict, folder, wait: bool = True) -> dict:
+        return run_cell(cell, archives, folder, wait)
+
+    def rows(self, record: dict) -> list:
+        return _score_rows(record["result"])
+
+    def compact(self, record: dict) -> dict:
+        return _compact(record)
+
+    def pack(self, records: list) -> dict:
+        observed = []
+        runs = [_without_observed(record, observed) for record in records]
+        return dict(observed=observed, runs=runs)
+
+    def unpack(self, content: dict) -> list:
+        return [_with_observed(record, content["observed"]) for record in content["runs"]]
+
+    def result(self, record: dict) -> Result:
+        return Result.from_dict(record["result"])
+
+    def summary(self, frame) -> str:
+        return summary(frame)
 
 
 # %% ../../nbs/73_experiments_runner.ipynb #2b28249f
@@ -791,14 +845,6 @@ def _with_observed(record: dict, observed: list) -> dict:
 
 
 # %% ../../nbs/73_experiments_runner.ipynb #1dbe1bbf
-FACTS = ("archive", "method", "atmospheres", "seed")
-COSTS = dict(  # entry of a record -> column of a table
-    parameters="parameters",
-    fit_seconds="seconds",
-    ms="ms",
-    valid_log_loss="valid log loss",
-    best_step="best step",
-)
 STORED = ("cell", "name", "kept_for", "archive", "code", "commit", "parameters", "fit_seconds")
 STORED += ("ms", "valid_log_loss", "best_step", "threads", "seconds", "pretrained", "result")
 LIMIT = 1_000_000  # bytes of committed runs
@@ -915,53 +961,6 @@ def summary(
     part[names] = part[names].where(part[names].notna(), "")
     groups = part.groupby([*names, "edge"], sort=False)[["CSI", "bias", "Brier skill"]]
     return groups.mean().unstack("edge").to_string(float_format="{:.3f}".format)
-
-
-# %% ../../nbs/73_experiments_runner.ipynb #0716278d
-class Rain:
-    "Rain classes from forecasts, the cells of `experiments.cells`; a `Trial`."
-
-    facts, costs = FACTS, COSTS
-
-    def options(self, method: str) -> tuple:
-        return (*CELL_OPTIONS, *CONFIG_FIELDS, *options_of(method))
-
-    def check(self, cell: dict):
-        _check_values(cell)
-
-    def command(self, about: dict) -> str:
-        about = dict(size="study", seed=0, members=16) | about
-        size, seed, members, folder = (about[k] for k in ("size", "seed", "members", "folder"))
-        return f"sslpdl simulate --size {size} --out {folder} --seed {seed} --members {members}"
-
-    def code(self, cell: dict) -> dict:
-        return code_of(cell, (_fit_and_judge,))
-
-    def identity(self, cell: dict, archives: dict) -> dict:
-        return identity(cell, archives, (_fit_and_judge,))
-
-    def run(self, cell: dict, archives: dict, folder, wait: bool = True) -> dict:
-        return run_cell(cell, archives, folder, wait)
-
-    def rows(self, record: dict) -> list:
-        return _score_rows(record["result"])
-
-    def compact(self, record: dict) -> dict:
-        return _compact(record)
-
-    def pack(self, records: list) -> dict:
-        observed = []
-        runs = [_without_observed(record, observed) for record in records]
-        return dict(observed=observed, runs=runs)
-
-    def unpack(self, content: dict) -> list:
-        return [_with_observed(record, content["observed"]) for record in content["runs"]]
-
-    def result(self, record: dict) -> Result:
-        return Result.from_dict(record["result"])
-
-    def summary(self, frame) -> str:
-        return summary(frame)
 
 
 # %% ../../nbs/73_experiments_runner.ipynb #d3a6063a
