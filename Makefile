@@ -45,7 +45,7 @@ test: store
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/python tools/check_repo.py
-	$(BIN)/python tools/run_notebooks.py --out runs/test --fresh --params params/fast.yaml --solutions
+	$(BIN)/python tools/run_notebooks.py --out runs/test --fresh --params params/fast.yaml --solutions --jobs 2
 	$(BIN)/python -m pytest -q -n auto --dist loadfile tests
 
 lab: store

@@ -301,3 +301,88 @@ def test_threads_of_the_kernels(monkeypatch, tmp_path):
     runner.prepare_environment(tmp_path)
     assert runner.os.environ["OMP_NUM_THREADS"] == "5"
     assert runner.os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+# ------------------------------------------------------------------ side by side
+
+MEET = """
+import time
+from pathlib import Path
+Path(out_dir, "{me}").touch()
+for _ in range(300):
+    if Path(out_dir, "{other}").exists():
+        break
+    time.sleep(0.1)
+else:
+    raise TimeoutError("nobody came")
+"""
+
+
+def test_two_notebooks_run_at_the_same_time(nbs, capsys):
+    notebook(nbs / "00_a.ipynb", MEET.format(me="a", other="b"))
+    notebook(nbs / "01_b.ipynb", MEET.format(me="b", other="a"))
+    notebook(nbs / "index.ipynb", "import os; print(sorted(os.listdir(out_dir)))")
+    assert run(nbs, "--jobs", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line[:10] for line in lines[:2]) == ["[ 1/3] 00_", "[ 2/3] 01_"]
+    assert lines[2].startswith("[ 3/3] index") and lines[3].startswith("3 notebooks in")
+    done = texts(nbs.parent / "out" / "index.ipynb")
+    assert "'00_a.ipynb'" in done and "'01_b.ipynb'" in done, "the front page comes last"
+    assert json.loads((nbs.parent / "out" / "scores.json").read_text())["status"] == "complete"
+
+
+def test_notebooks_that_share_checkpoints_run_in_order(nbs):
+    notebook(
+        nbs / "00_a.ipynb", "import time; time.sleep(1)", "open(out_dir + '/a.safetensors', 'w')"
+    )
+    notebook(nbs / "01_b.ipynb", "print('on my own')")
+    notebook(nbs / "02_c.ipynb", "open(out_dir + '/a.safetensors')")
+    assert run(nbs, "--jobs", 3) == 0
+
+
+def test_a_failure_side_by_side_stops_what_has_not_begun(nbs, capsys):
+    notebook(nbs / "00_a.ipynb", "1 / 0")
+    notebook(nbs / "01_b.ipynb", "import time; time.sleep(2)")
+    notebook(nbs / "02_c.ipynb", "print('never')")
+    assert run(nbs, "--jobs", 2) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED" in out and "02_c" not in out and "ZeroDivisionError" in err
+    assert (nbs.parent / "out" / "01_b.ipynb").exists()
+
+
+def test_an_interrupt_side_by_side_ends_all_kernels(nbs):
+    for name in ("00_a", "01_b"):
+        text = f"import os; open(out_dir + '/pid{name}', 'w').write(str(os.getpid()))"
+        notebook(nbs / f"{name}.ipynb", text, "import time; time.sleep(60)")
+    out = nbs.parent / "out"
+    process = subprocess.Popen(
+        [sys.executable, runner.__file__, "--nbs", nbs, "--out", out, "--jobs", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    files = [out / "pid00_a", out / "pid01_b"]
+    while not all(file.exists() and file.read_text() for file in files):
+        time.sleep(0.1)
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr
+    status = json.loads((out / "scores.json").read_text())["status"]
+    assert status == "interrupted in 00_a, 01_b"
+    assert not list(out.glob(".*.ipynb"))
+    for _ in range(200):
+        if not any(Path(f"/proc/{file.read_text()}").exists() for file in files):
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("a kernel lives on")
+
+
+def test_seconds_are_kept_only_where_one_runs_alone(nbs, capsys):
+    notebook(nbs / "00_a.ipynb", "print(1)")
+    assert run(nbs, "--in-place", "--jobs", 2) == 1
+    assert "--jobs" in capsys.readouterr().err
+    assert run(nbs, "--jobs", 0) == 1

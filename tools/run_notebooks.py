@@ -1,7 +1,7 @@
 """Run the notebooks in order with papermill and leave one folder with everything that they made.
 
 python tools/run_notebooks.py --out runs/sample --html
-python tools/run_notebooks.py --out runs/test --params params/fast.yaml --solutions --fresh
+python tools/run_notebooks.py --out runs/test --params params/fast.yaml --solutions --fresh --jobs 2
 python tools/run_notebooks.py --out runs/sample --in-place 10_store 11_labels
 """
 
@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -123,14 +124,19 @@ def with_solutions(notebook):
 
 
 class Line:
-    "One line of progress; on a terminal the seconds count while the notebook runs."
+    """One line of progress; on a terminal the seconds count while the notebook runs.
 
-    def __init__(self, label: str):
+    Where several notebooks run side by side (`alone` is False), a line appears when its notebook
+    is done.
+    """
+
+    def __init__(self, label: str, alone: bool = True):
         self.label, self.start, self.done = label, time.perf_counter(), threading.Event()
-        self.tty = sys.stdout.isatty()
+        self.alone, self.tty = alone, alone and sys.stdout.isatty()
 
     def __enter__(self):
-        print(self.label, end="", flush=True)
+        if self.alone:
+            print(self.label, end="", flush=True)
         if self.tty:
             self.thread = threading.Thread(target=self.tick, daemon=True)
             self.thread.start()
@@ -155,18 +161,22 @@ class Line:
             word = "stopped"
         else:
             word = "FAILED"
-        print(f"{word:7} {self.seconds:6.1f} s{'   ' if self.tty else ''}", flush=True)
+        label = "" if self.alone else self.label
+        print(f"{label}{word:7} {self.seconds:6.1f} s{'   ' if self.tty else ''}", flush=True)
 
 
-def prepare_environment(nbs: Path):
-    "What a kernel needs to know; it starts in `nbs` and is that of this very Python."
+def prepare_environment(nbs: Path, jobs: int = 1):
+    """What a kernel needs to know; it starts in `nbs` and is that of this very Python.
+
+    Kernels that run side by side share the cores.
+    """
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of .venv before one in the home folder
     os.environ.pop("JUPYTER_PATH", None)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     # Threads that wait sleep, as in the commands: many times faster on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    cores = usable_cores()
+    cores = max(1, usable_cores() // jobs)
     if cores < (os.cpu_count() or 1):  # a container that is shown more than it may use
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
@@ -348,8 +358,16 @@ def receipt(parameters: dict) -> dict:
     )
 
 
+WRITING = threading.Lock()  # one at a time writes scores.json
+
+
 def finish(record: dict, out: Path, status: str):
     "Write scores.json, with the scores that the notebooks have left so far."
+    with WRITING:
+        _finish(record, out, status)
+
+
+def _finish(record: dict, out: Path, status: str):
     record["status"], record["total_seconds"] = status, round(sum(record["seconds"].values()), 1)
     if (out / "verify.json").exists():
         try:
@@ -380,7 +398,7 @@ def run_one(path: Path, label: str, args, record: dict, values: dict) -> int:
         notebook = with_solutions(notebook)
     finish(record, out, f"running {path.stem}")
     try:
-        with Line(label) as line:
+        with Line(label, args.jobs == 1) as line:
             given = {name: value for name, value in values.items() if name in names}
             execute(notebook, path, target, given, nbs, args.timeout)
             if args.in_place:
@@ -401,11 +419,59 @@ def run_one(path: Path, label: str, args, record: dict, values: dict) -> int:
     return 0
 
 
+def uses_checkpoints(path: Path) -> bool:
+    "Whether a notebook reads or writes checkpoints, which it shares with others in the folder."
+    cells = read_notebook(path).cells
+    return any(".safetensors" in c.source for c in cells if c.cell_type == "code")
+
+
+def in_turn(paths: list[Path]) -> dict:
+    "Notebook -> those that must be done before it."
+    before, chain = {}, []
+    for path in paths:
+        before[path] = []
+        if path.stem == "index":
+            before[path] = [p for p in paths if p != path]
+        elif uses_checkpoints(path):
+            before[path] = chain[-1:]
+            chain.append(path)
+    return before
+
+
+def run_side_by_side(labels: dict, args, record: dict, values: dict) -> int:
+    "Run notebooks (path -> label), `args.jobs` at a time, up to the first failure; exit code."
+    before, waiting, running, done, code = in_turn(list(labels)), list(labels), {}, set(), 0
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        while running or (waiting and not code):
+            for path in list(waiting):
+                free = len(running) < args.jobs and not code
+                if free and done.issuperset(before[path]):
+                    waiting.remove(path)
+                    job = pool.submit(run_one, path, labels[path], args, record, values)
+                    running[job] = path
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                done.add(running.pop(job))
+                code = code or job.result()
+    except KeyboardInterrupt:
+        out = args.out.resolve()
+        finish(record, out, f"interrupted in {', '.join(p.stem for p in running.values())}")
+        for path in out.glob(f".*.{os.getpid()}.*.ipynb"):
+            path.unlink()
+        print(f"\ninterrupted; results so far: {shown(out)}", file=sys.stderr, flush=True)
+        os._exit(130)  # the threads would wait for their kernels, which end without their parent
+    pool.shutdown()
+    return code
+
+
 def run(args) -> int:
     "Run the notebooks in order, up to the first failure; exit code."
     if args.in_place and args.params:
         what = "--in-place keeps what the parameters in the notebooks give"
         raise RunError(f"{what}; it takes no --params")
+    if args.jobs < 1 or (args.in_place and args.jobs > 1):
+        what = "--jobs: expected 1 or more, and 1 with --in-place, whose seconds are kept"
+        raise RunError(f"{what}; found {args.jobs}")
     nbs, out = args.nbs.resolve(), args.out.resolve()
     paths = find_notebooks(nbs, args.notebooks)
     known = {}
@@ -415,16 +481,21 @@ def run(args) -> int:
     check_values(values, known, args.params)
     values["out_dir"] = Path(os.path.relpath(out, nbs)).as_posix()
     prepare_folder(out, args.fresh)
-    prepare_environment(nbs)
+    prepare_environment(nbs, args.jobs)
     record = receipt({**known, **values})
     width = max(len(p.stem) for p in paths)
-    for k, path in enumerate(paths, 1):
-        if args.in_place and path.stem == "index" and len(paths) > 1:
-            front_page(out, nbs, record["seconds"])
-        label = f"[{k:2}/{len(paths)}] {path.stem:{width}}   "
-        code = run_one(path, label, args, record, values)
+    labels = {p: f"[{k:2}/{len(paths)}] {p.stem:{width}}   " for k, p in enumerate(paths, 1)}
+    if args.jobs > 1:
+        code = run_side_by_side(labels, args, record, values)
         if code:
             return code
+    else:
+        for path, label in labels.items():
+            if args.in_place and path.stem == "index" and len(paths) > 1:
+                front_page(out, nbs, record["seconds"])
+            code = run_one(path, label, args, record, values)
+            if code:
+                return code
     finish(record, out, "complete")
     if args.front_page:
         front_scores(out, nbs)
@@ -463,6 +534,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--fresh", action="store_true", help="empty the folder of an earlier run first"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="notebooks side by side")
     parser.add_argument("--timeout", type=int, help="longest time for one cell, in seconds")
     parser.add_argument("--nbs", type=Path, default=ROOT / "nbs", help="folder of the notebooks")
     args = parser.parse_args(argv)
