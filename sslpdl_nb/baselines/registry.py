@@ -35,13 +35,23 @@ class Entry:
 
 
 # %% ../../nbs/68_baselines_registry.ipynb #b81588ec
-# best of three in the study `search`; other networks have that of the configuration
-LEARNING_RATES = dict(unet=0.003, unet_share=0.003, internimage=0.003, internimage_share=0.003)
+LEARNING_RATES = dict(  # best of three in the study `search`
+    unet=0.003,
+    unet_share=0.003,
+    convlstm=0.003,
+    metnet=0.003,
+    convnext=0.003,
+    segformer=0.001,
+    deeplab=0.003,
+    camt=0.001,
+    internimage=0.003,
+    internimage_share=0.003,
+)
 
 
 def _network(build, name: str, **options) -> Callable:
     "A function that makes a network from a configuration."
-    options = dict(lr=LEARNING_RATES.get(name)) | options
+    options = dict(lr=LEARNING_RATES[name]) | options
 
     def make(config: Config) -> Network:
         return Network(build, config, name=name, **options)
@@ -53,7 +63,8 @@ def _camt(config: Config) -> Network:
     "CAMT with the loss for its amount of rain."
     from sslpdl_nb.baselines.library import camt_loss
 
-    return Network(SwinCAMT, config, name="camt", loss=camt_loss)
+    options = dict(loss=camt_loss, lr=LEARNING_RATES["camt"])
+    return Network(SwinCAMT, config, name="camt", **options)
 
 
 KOMET = "Kim et al. 2022 (KoMet, NeurIPS)"
