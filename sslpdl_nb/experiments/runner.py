@@ -114,13 +114,8 @@ class Rain:
     "Rain classes from forecasts, the cells of `experiments.cells`; a `Trial`."
 
     facts = ("archive", "method", "atmospheres", "seed")
-    costs = dict(
-        parameters="parameters",
-        fit_seconds="seconds",
-        ms="ms",
-        valid_log_loss="valid log loss",
-        best_step="best step",
-    )
+    costs = dict(parameters="parameters", fit_seconds="seconds", ms="ms")
+    costs |= dict(valid_log_loss="valid log loss", best_step="best step")
 
     def options(self, method: str) -> tuple:
         return (*CELL_OPTIONS, *CONFIG_FIELDS, *options_of(method))
