@@ -157,7 +157,21 @@ BOOK = (
             Lesson("79_transfer", "", "adapters, lead times, regions, missing variables"),
         ),
     ),
-    Part("Nowcasting", "From radar images to the next hour: in preparation."),
+    Part(
+        "Nowcasting",
+        "From radar images to the next hour, and what masked pre-training adds to it.",
+        (
+            Lesson("80_nowcast_sky", "nowcast.sky", "a simulated radar with a known best forecast"),
+            Lesson("81_nowcast_frames", "nowcast.frames", "how real it is; an archive of frames"),
+            Lesson("82_nowcast_flow", "nowcast.flow", "moving the rain: S-PROG and an ensemble"),
+            Lesson(
+                "83_nowcast_sparse", "nowcast.sparse", "hiding blocks from a convolution: SparK"
+            ),
+            Lesson("84_nowcast_networks", "nowcast.networks", "SmaAt-UNet and SpaT-SparK"),
+            Lesson("85_nowcast_verify", "nowcast.verify", "what a good nowcast is"),
+            Lesson("86_nowcast_train", "nowcast.train", "training, from frames to a checkpoint"),
+        ),
+    ),
 )
 LESSONS = tuple(lesson for part in BOOK for lesson in part.lessons)
 
