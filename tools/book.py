@@ -99,7 +99,7 @@ BOOK = (
             Lesson("46_io_qpe", "io.qpe", "observed rain, added up to hours"),
             Lesson("47_io_prepare", "io.prepare", "from a year of files to one store"),
             Lesson("48_io_inspect", "io.inspect", "what a file is, and the next command"),
-            Lesson("49_cli", "cli", "eight commands, and a real forecast"),
+            Lesson("49_cli", "cli", "nine commands, and a real forecast"),
         ),
     ),
     Part(
@@ -170,6 +170,7 @@ BOOK = (
             Lesson("84_nowcast_networks", "nowcast.networks", "SmaAt-UNet and SpaT-SparK"),
             Lesson("85_nowcast_verify", "nowcast.verify", "what a good nowcast is"),
             Lesson("86_nowcast_train", "nowcast.train", "training, from frames to a checkpoint"),
+            Lesson("87_nowcast_predict", "nowcast.predict", "from radar files to the next hour"),
         ),
     ),
 )

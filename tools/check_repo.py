@@ -44,7 +44,7 @@ ALONE = ("deform", "gradcam", "labels", "train", "verify")
 TOP_DOWN = ("00_tour", "04_recipes")
 # Imports inside functions that run backwards on purpose: a fast kernel, files to read, studies
 LATE = {
-    "cli": {"experiments.runner"},
+    "cli": {"experiments.runner", "nowcast.predict"},
     "deform": {"kernels.backend"},
     "predict": {"io.nwp", "io.prepare", "io.qpe", "grids.regrid"},
 }

@@ -124,9 +124,8 @@ class Rain:
         _check_values(cell)
 
     def command(self, about: dict) -> str:
-        about = dict(size="study", seed=0, members=16) | about
-        size, seed, members, folder = (about[k] for k in ("size", "seed", "members", "folder"))
-        return f"sslpdl simulate --size {size} --out {folder} --seed {seed} --members {members}"
+        text = "sslpdl simulate --size {size} --out {folder} --seed {seed} --members {members}"
+        return text.format(**dict(size="study", seed=0, members=16) | about)
 
     def code(self, cell: dict) -> dict:
         return code_of(cell, (_fit_and_judge,))
@@ -145,8 +144,7 @@ class Rain:
 
     def pack(self, records: list) -> dict:
         observed = []
-        runs = [_without_observed(record, observed) for record in records]
-        return dict(observed=observed, runs=runs)
+        return dict(observed=observed, runs=[_without_observed(r, observed) for r in records])
 
     def unpack(self, content: dict) -> list:
         return [_with_observed(record, content["observed"]) for record in content["runs"]]
@@ -236,8 +234,7 @@ class Study:
     @property
     def trial(self) -> Trial:
         "What its cells mean."
-        name = self.parts.get("trial")
-        return import_name(name) if name else Rain()
+        return import_name(self.parts["trial"]) if "trial" in self.parts else Rain()
 
     @property
     def folder(self) -> Path:
