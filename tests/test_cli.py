@@ -26,8 +26,7 @@ from sslpdl_nb.store import RainDataset, Standardizer, load_splits, open_store
 from sslpdl_nb.verify import SCORES
 
 COMMANDS = ("inspect", "simulate", "prepare", "pretrain", "finetune", "evaluate", "predict")
-COMMANDS += ("nowcast",)
-COMMANDS += ("experiment",)
+COMMANDS += ("nowcast", "experiment")
 SHAPE = (32, 32)
 SHORT = ["--set", "image_size=32,32", "pretrain_steps=2", "finetune_steps=2"]
 

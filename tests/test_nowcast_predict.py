@@ -484,3 +484,19 @@ def test_real_frames_of_meteonet():
     path = real("meteonet-nw/meteonet_radar_NW_201608.nc")
     with pytest.raises(DataError, match="frames between 2016-08-21 00:10 and 2016-08-21 00:55"):
         open_frames(path, source="meteonet")
+
+
+def test_the_command_from_files_to_pictures(paths, tmp_path, capsys):
+    from sslpdl_nb.cli import main
+
+    out, image, film = (tmp_path / name for name in ("next.nc", "next.png", "next.gif"))
+    words = [*map(str, paths[:12]), "--out", str(out), "--map", str(image), "--film", str(film)]
+    assert main(["nowcast", *words, "--members", "2", "--seed", "3"]) == 0
+    with xr.open_dataset(out, decode_timedelta=True) as ds:
+        assert ds.sizes["lead_time"] == 12 and ds["probability"].notnull().any()
+    assert image.stat().st_size > 5_000 and film.stat().st_size < 300_000
+    gap = [*map(str, paths[:4]), *map(str, paths[6:12])]
+    assert main(["nowcast", *gap, "--out", str(tmp_path / "no.nc"), "--allow-gaps"]) == 2
+    error = capsys.readouterr().err
+    assert "10:20" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "no.nc").exists()
