@@ -159,7 +159,7 @@ BOOK = (
     ),
     Part(
         "Nowcasting",
-        "From radar images to the next hour, and what masked pre-training adds to it.",
+        "From radar images to the next hour.",
         (
             Lesson("80_nowcast_sky", "nowcast.sky", "a simulated radar with a known best forecast"),
             Lesson("81_nowcast_frames", "nowcast.frames", "how real it is; an archive of frames"),

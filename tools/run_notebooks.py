@@ -364,17 +364,14 @@ WRITING = threading.Lock()  # one at a time writes scores.json
 def finish(record: dict, out: Path, status: str):
     "Write scores.json, with the scores that the notebooks have left so far."
     with WRITING:
-        _finish(record, out, status)
-
-
-def _finish(record: dict, out: Path, status: str):
-    record["status"], record["total_seconds"] = status, round(sum(record["seconds"].values()), 1)
-    if (out / "verify.json").exists():
-        try:
-            record["verify"] = json.loads((out / "verify.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{shown(out / 'verify.json')} is not JSON: {error}") from None
-    write_json(out / "scores.json", record)
+        total = sum(record["seconds"].values())
+        record["status"], record["total_seconds"] = status, round(total, 1)
+        if (out / "verify.json").exists():
+            try:
+                record["verify"] = json.loads((out / "verify.json").read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise RunError(f"{shown(out / 'verify.json')} is not JSON: {error}") from None
+        write_json(out / "scores.json", record)
 
 
 # ------------------------------------------------------------------ the command
