@@ -331,6 +331,16 @@ def test_two_notebooks_run_at_the_same_time(nbs, capsys):
     assert json.loads((nbs.parent / "out" / "scores.json").read_text())["status"] == "complete"
 
 
+def test_every_kernel_starts_in_the_folder_of_the_notebooks(nbs, monkeypatch):
+    monkeypatch.chdir(nbs.parent)
+    for k in range(8):
+        notebook(nbs / f"{k:02}_a.ipynb", "import os; print(os.path.basename(os.getcwd()))")
+    assert run(nbs, "--jobs", 4) == 0
+    seen = {texts(nbs.parent / "out" / f"{k:02}_a.ipynb").strip() for k in range(8)}
+    assert seen == {"nbs"}
+    assert Path.cwd() == nbs.parent, "the caller's folder is as it was"
+
+
 def test_notebooks_that_share_checkpoints_run_in_order(nbs):
     notebook(
         nbs / "00_a.ipynb", "import time; time.sleep(1)", "open(out_dir + '/a.safetensors', 'w')"

@@ -21,6 +21,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from clean_notebooks import KEY, code_hash
 from sslpdl_nb.core import atomic_path, environment, usable_cores, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+CALLER = Path.cwd()  # where the command was started; main changes to the notebooks' folder
 SOLUTION = re.compile(r"^```python[ \t]*\n(.*?)^```", re.M | re.S)
 DETAILS = re.compile(r"<details.*?</details>", re.S)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -193,8 +195,8 @@ def plain_newlines(notebook):
                 output.text = output.text.replace("\r\n", "\n")
 
 
-def execute(notebook, source: Path, target: Path, parameters: dict, nbs: Path, timeout: int | None):
-    "Execute a notebook; the executed copy appears at `target` also when a cell fails."
+def execute(notebook, source: Path, target: Path, parameters: dict, timeout: int | None):
+    "Execute a notebook here; the executed copy appears at `target` also when a cell fails."
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -211,7 +213,6 @@ def execute(notebook, source: Path, target: Path, parameters: dict, nbs: Path, t
                 str(running),
                 parameters,
                 kernel_name="python3",
-                cwd=str(nbs),
                 progress_bar=False,
                 execution_timeout=timeout,
                 extra_arguments=["--log-level=CRITICAL"],
@@ -257,8 +258,8 @@ def explain(error: Exception, target: Path, keep: int = 12) -> str:
 
 
 def shown(path: Path) -> str:
-    "A path relative to here where that is shorter."
-    return min(str(path), os.path.relpath(path), key=len)
+    "A path as seen from where the command was started, where that is shorter."
+    return min(str(path), os.path.relpath(path, CALLER), key=len)
 
 
 def write_html(source: Path, nbs: Path):
@@ -387,7 +388,7 @@ def check_values(values: dict, known: dict, file: Path | None):
 
 def run_one(path: Path, label: str, args, record: dict, values: dict) -> int:
     "Run one notebook and write down how long it took; exit code."
-    nbs, out = args.nbs.resolve(), args.out.resolve()
+    nbs, out = args.nbs, args.out
     target, failure = out / path.name, None
     notebook = read_notebook(path)
     names = declared(notebook)
@@ -397,7 +398,7 @@ def run_one(path: Path, label: str, args, record: dict, values: dict) -> int:
     try:
         with Line(label, args.jobs == 1) as line:
             given = {name: value for name, value in values.items() if name in names}
-            execute(notebook, path, target, given, nbs, args.timeout)
+            execute(notebook, path, target, given, args.timeout)
             if args.in_place:
                 keep_outputs(path, target)
     except (KeyboardInterrupt, Exception) as error:
@@ -451,7 +452,7 @@ def run_side_by_side(labels: dict, args, record: dict, values: dict) -> int:
                 done.add(running.pop(job))
                 code = code or job.result()
     except KeyboardInterrupt:
-        out = args.out.resolve()
+        out = args.out
         finish(record, out, f"interrupted in {', '.join(p.stem for p in running.values())}")
         for path in out.glob(f".*.{os.getpid()}.*.ipynb"):
             path.unlink()
@@ -461,15 +462,41 @@ def run_side_by_side(labels: dict, args, record: dict, values: dict) -> int:
     return code
 
 
+@contextmanager
+def working_folder(folder: Path):
+    """The whole process works in a folder, where kernels start too.
+
+    papermill's `cwd` changes the folder around each notebook, so that with several threads one
+    that ends moves the kernel of another that begins.
+    """
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def run_in_turn(labels: dict, args, record: dict, values: dict) -> int:
+    "Run notebooks (path -> label) one after another, up to the first failure; exit code."
+    for path, label in labels.items():
+        if args.in_place and path.stem == "index" and len(labels) > 1:
+            front_page(args.out, args.nbs, record["seconds"])
+        code = run_one(path, label, args, record, values)
+        if code:
+            return code
+    return 0
+
+
 def run(args) -> int:
-    "Run the notebooks in order, up to the first failure; exit code."
+    "Run the notebooks, up to the first failure; exit code."
     if args.in_place and args.params:
         what = "--in-place keeps what the parameters in the notebooks give"
         raise RunError(f"{what}; it takes no --params")
     if args.jobs < 1 or (args.in_place and args.jobs > 1):
         what = "--jobs: expected 1 or more, and 1 with --in-place, whose seconds are kept"
         raise RunError(f"{what}; found {args.jobs}")
-    nbs, out = args.nbs.resolve(), args.out.resolve()
+    args.nbs, args.out = nbs, out = args.nbs.resolve(), args.out.resolve()
     paths = find_notebooks(nbs, args.notebooks)
     known = {}
     for path in paths:
@@ -482,17 +509,11 @@ def run(args) -> int:
     record = receipt({**known, **values})
     width = max(len(p.stem) for p in paths)
     labels = {p: f"[{k:2}/{len(paths)}] {p.stem:{width}}   " for k, p in enumerate(paths, 1)}
-    if args.jobs > 1:
-        code = run_side_by_side(labels, args, record, values)
-        if code:
-            return code
-    else:
-        for path, label in labels.items():
-            if args.in_place and path.stem == "index" and len(paths) > 1:
-                front_page(out, nbs, record["seconds"])
-            code = run_one(path, label, args, record, values)
-            if code:
-                return code
+    way = run_side_by_side if args.jobs > 1 else run_in_turn
+    with working_folder(nbs):
+        code = way(labels, args, record, values)
+    if code:
+        return code
     finish(record, out, "complete")
     if args.front_page:
         front_scores(out, nbs)
