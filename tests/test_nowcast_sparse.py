@@ -14,6 +14,7 @@ from sslpdl_nb.decoder import check_module
 from sslpdl_nb.nowcast.sparse import (
     Densify,
     LightDecoder,
+    ResidualBlock,
     SmallResNet,
     SparK,
     SparseAvgPool2d,
@@ -387,6 +388,20 @@ def test_features_need_sparse_layers_and_one_mask():
 
 
 # ------------------------------------------------------------------ densify, decode
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_shortcut_is_a_strided_convolution_in_any_layout(layout):
+    block = ResidualBlock(12, 32, stride=2).eval()
+    x = random(0, 2, 12, 96, 96)
+    inner = F.relu(block.norm1(block.conv1(x)))
+    strided = F.conv2d(x, block.shortcut[0].weight, stride=2)
+    expected = F.relu(block.norm2(block.conv2(inner)) + block.shortcut[1](strided))
+    block = block.to(memory_format=layout)
+    out = block(x.contiguous(memory_format=layout))
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    out.square().mean().backward()  # a layer with this stride wrote outside its memory here
+    assert block.shortcut[0].weight.grad.abs().sum() > 0
 
 
 def test_tokens_fill_holes():

@@ -182,6 +182,33 @@ def test_few_refuses(data, n):
         data.few(n)
 
 
+def test_hints_are_the_last_channels_and_go_with_their_sequences(data, plain):
+    hints = np.arange(4 * 2 * SIZE**2, dtype=np.float32).reshape(4, 2, SIZE, SIZE)
+    told = data.with_hints(hints)
+    assert torch.equal(told[1]["x"][:-2], data[1]["x"]) and data.hints is None
+    few = told.few(2, seed=3)
+    for k, number in enumerate(few.numbers):
+        assert np.array_equal(few[k]["x"][-2:], hints[number])
+    assert len(plain.with_hints(hints).with_gaps()[0]["x"]) == 12
+    wrongs = (hints[:3], hints[..., :5], hints.astype(float), hints * np.nan, [1.0])
+    for wrong in wrongs:
+        with pytest.raises(DataError, match="with_hints: hints"):
+            data.with_hints(wrong)
+
+
+def test_hints_need_a_network_for_them_and_forbid_real_forecasts(tmp_path, data):
+    told = data.with_hints(np.ones((4, 1, SIZE, SIZE), np.float32))
+    config = replace(TINY, hints=1, steps=1)
+    model, meta = train(config, told, tmp_path / "a.safetensors")
+    assert forecast_frames(model, config, told).shape == (4, 12, SIZE, SIZE)
+    with pytest.raises(DataError, match="which no radar gives"):
+        forecast(model, meta, from_counts(data.observed[0]))
+    with pytest.raises(DataError, match="training data, by its configuration"):
+        train(config, data, tmp_path / "b.safetensors")
+    with pytest.raises(DataError, match="no hints"):
+        build_spark(replace(SPAT, hints=1), (SIZE, SIZE))
+
+
 def test_description_knows_source_and_content(data, rain):
     about = data.describe()
     assert about["source"] == "a test" and about["part"] == ["train"] and about["km"] == 2.0
@@ -445,6 +472,20 @@ def test_masks_are_fresh_in_training_and_fixed_in_scores(plain):
 
 
 @torch.no_grad()
+def test_the_later_half_can_be_hidden_as_a_whole(plain):
+    task, model = Reconstruct(future=True), small_spark(sparse=False).eval()
+    mask = task.mask(model, 2)
+    assert mask.shape == (2, 12, 4, 4) and not mask[:, :6].any() and mask[:, 6:].all()
+    x = plain.with_gaps()[0]["x"][None]
+    changed = x.clone()
+    changed[:, 6:] += 5
+    with torch.no_grad():
+        a, b = (run_network(model, z, mask[:1]) for z in (x, changed))
+    assert torch.equal(a, b), "hidden frames never enter"
+    guesses = simple_guesses(x, mask[:1])
+    assert torch.equal(guesses["last_seen"][:, 6:], x[:, 5:6].expand(-1, 6, -1, -1))
+
+
 def test_a_guess_without_pattern_has_the_loss_of_zero(plain):
     model, task = small_spark(), Reconstruct(0.5)
     x = torch.stack([plain.with_gaps()[i]["x"] for i in range(4)])
@@ -634,7 +675,9 @@ def test_same_seed_same_network_other_seed_another(tmp_path, data):
     assert equal(models[0], models[1]) and not equal(models[0], models[2])
 
 
-@pytest.mark.parametrize("changes", [{}, dict(mask_each_frame=True), dict(pretext="order")])
+@pytest.mark.parametrize(
+    "changes", [{}, dict(mask_each_frame=True), dict(pretext="order"), dict(pretext="future")]
+)
 def test_pretraining_moves_every_weight(tmp_path, plain, changes):
     config = replace(SPAT, pretrain_steps=1, **changes)
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"

@@ -341,6 +341,24 @@ def test_single_lead_times_and_all_together():
         s.counts(3.0)
 
 
+def test_some_of_the_lead_times():
+    s = scored(MOVED, TRUTHS)
+    some = s.at((5, 15))
+    assert some.lead_times.tolist() == [5, 15] and some.pixels.shape == (len(MOVED), 2)
+    assert some.counts(2.0, 15).pooled() == s.counts(2.0, 15).pooled()
+    both = s.counts(2.0, 5).pooled() + s.counts(2.0, 15).pooled()
+    assert some.counts(2.0).pooled() == both
+    assert score_interval(some, "RMSE", lead_time=15) == score_interval(s, "RMSE", lead_time=15)
+    assert NowcastScores.from_dict(json.loads(json.dumps(some.to_dict()))) == some
+    first, same = (x.cross_tuned().counts(2.0, 5, tuned=True).pooled() for x in (some, s))
+    assert first == same
+    for wrong in ((), (15, 5), (5, 5), (7,)):
+        with pytest.raises(DataError, match="lead time"):
+            s.at(wrong)
+    with pytest.raises(DataError, match="lead times and cuts of the other part"):
+        some.tuned(s)
+
+
 def test_only_seen_and_observed_pixels():
     seen = np.zeros(TRUTHS[0].shape, bool)
     seen[:, :20] = True
@@ -382,7 +400,7 @@ def test_merging():
     with pytest.raises(DataError, match="members of the parts"):
         a + ensemble
     short = NowcastScores.of(MOVED[1][:2], TRUTHS[1][:2], sequence=1)
-    with pytest.raises(DataError, match="lead times, edges and cuts"):
+    with pytest.raises(DataError, match="lead_times of the parts"):
         a + short
 
 

@@ -223,6 +223,7 @@ class FrameDataset(Dataset):
         self.observed, self.future = _frame_counts(sequences, self.frames)
         self.moved = move_frames(self.observed, frames[1], progress) if moved else None
         self.numbers = np.arange(len(self.observed))
+        self.hints = None  # or (n, channels, h, w) float32
         self.about = _about_sequences(sequences)
         self.gaps = False  # True: x has the observed frames only, NaN where nothing was measured
 
@@ -236,6 +237,8 @@ class FrameDataset(Dataset):
         else:
             moved = None if self.moved is None else self.moved[i]
             x = count_input(observed, moved, self.missing)
+        if self.hints is not None and not self.gaps:
+            x = torch.cat([x, torch.from_numpy(self.hints[i])])
         return dict(x=x, y=y, index=int(self.numbers[i]))
 
     def with_gaps(self) -> FrameDataset:
@@ -243,6 +246,13 @@ class FrameDataset(Dataset):
         other = copy.copy(self)
         other.gaps = True
         return other
+
+    def with_hints(
+        self,
+        hints: np.ndarray,  # (n, channels, h, w) float32, one more input for each sequence
+    ) -> FrameDataset:
+        "The same sequences with knowledge that radar cannot give, for a control. Raises DataError."
+        return _with_hints(self, hints)
 
     def few(self, n: int, seed: int = 0) -> FrameDataset:
         "n random sequences; those of a smaller n are among them. Raises DataError for a wrong n."
@@ -263,7 +273,23 @@ def _few(data: FrameDataset, n: int, seed: int) -> FrameDataset:
     other = copy.copy(data)
     for name in ("observed", "future", "numbers"):
         setattr(other, name, getattr(data, name)[which])
-    other.moved = None if data.moved is None else data.moved[which]
+    for name in ("moved", "hints"):
+        values = getattr(data, name)
+        setattr(other, name, None if values is None else values[which])
+    return other
+
+
+def _with_hints(data: FrameDataset, hints: np.ndarray) -> FrameDataset:
+    "The same sequences with further channels."
+    n, h, w = (data.observed.shape[k] for k in (0, 2, 3))
+    shape = getattr(hints, "shape", ())
+    fits = len(shape) == 4 and (shape[0], *shape[2:]) == (n, h, w)
+    if not fits or hints.dtype != np.float32 or not np.isfinite(hints).all():
+        found = f"{getattr(hints, 'dtype', type(hints).__name__)} {shape}"
+        expected = f"finite float32 ({n}, channels, {h}, {w})"
+        raise DataError(mismatch("with_hints: hints", expected, found))
+    other = copy.copy(data)
+    other.hints = hints
     return other
 
 
@@ -447,12 +473,17 @@ class Reconstruct:
         each_frame: bool = False,  # other blocks in each frame; the encoder must be dense
         precision: str = "float32",  # float32 | bfloat16, of the forward pass
         seed: int = 0,  # of the masks that the scores use
+        future: bool = False,  # hide the later half of the frames and nothing else; dense as well
     ):
-        self.mask_ratio, self.each_frame = mask_ratio, each_frame
+        self.mask_ratio, self.each_frame, self.future = mask_ratio, each_frame, future
         self.precision, self.seed = precision, seed
 
     def mask(self, model, b: int, generator=None) -> Tensor:
         "A mask for b samples, (b, 1 or frames, rows, columns): 0 kept, 1 masked."
+        if self.future:
+            mask = torch.zeros(b, model.frames, *model.cells)
+            mask[:, model.frames // 2 :] = 1
+            return mask
         frames = model.frames if self.each_frame else 1
         return hide_blocks(b, model.cells, self.mask_ratio, generator, frames)
 
@@ -553,6 +584,7 @@ class NowcastConfig:
     frames: tuple = (12, 12)  # observed, to forecast; five minutes apart
     moved: bool = True  # the last frame, moved by Lagrangian persistence, as more channels
     missing: bool = False  # the share of missing frames as one more channel
+    hints: int = 0  # channels of `with_hints`
     # network
     network: str = "unet"  # smaat | unet | spat
     size: str = "small"  # of the network: small | paper
@@ -575,7 +607,7 @@ class NowcastConfig:
     warmup: float = 0.1  # fraction of the steps spent warming up
     clip_norm: float = 1.0  # largest gradient norm
     # pre-training of spat
-    pretext: str = "reconstruct"  # reconstruct | order
+    pretext: str = "reconstruct"  # reconstruct | order | future
     mask_ratio: float = 0.6  # share of the blocks that is hidden
     mask_each_frame: bool = False  # other blocks in each frame; the encoder is dense then
     pretrain_steps: int = 60  # optimiser steps
@@ -590,7 +622,7 @@ class NowcastConfig:
 
 
 # %% ../../nbs/86_nowcast_train.ipynb #0d05a216
-PRETEXTS = ("reconstruct", "order")
+PRETEXTS = ("reconstruct", "order", "future")
 _CHOICES = dict(
     network=tuple(NETWORKS),
     size=tuple(SIZES),
@@ -630,7 +662,8 @@ def _nowcast_rules(c):
         yield name, "a number from 0 to less than 1", _is_number(getattr(c, name), 0, 1)
     ratio = c.mask_ratio
     yield "mask_ratio", "a number between 0 and 1", _is_number(ratio, 0, 1) and ratio > 0
-    yield "width", "a whole number, 0 or more", _is_whole(c.width, 0)
+    for name in ("width", "hints"):
+        yield name, "a whole number, 0 or more", _is_whole(getattr(c, name), 0)
     yield from _joint_nowcast_rules(c)
 
 
@@ -713,7 +746,7 @@ def build_network(
 ) -> nn.Module:  # a FrameNetwork, untrained
     "The network that a configuration describes."
     observed, ahead = config.frames
-    extra = extra_channels(ahead, config.moved, config.missing)
+    extra = extra_channels(ahead, config.moved, config.missing) + config.hints
     options = dict(in_frames=observed, out_frames=ahead, extra=extra, guess=config.guess)
     if config.width:
         options["width"] = config.width
@@ -728,23 +761,26 @@ def build_spark(
     size: tuple,  # (h, w) of the frames, pixels
 ) -> SparK:
     "The network for pre-training. Raises DataError for a configuration without one."
-    if config.network != "spat" or config.moved or config.missing:
-        expected = "network spat, moved False and missing False"
-        found = {name: getattr(config, name) for name in ("network", "moved", "missing")}
+    if config.network != "spat" or config.moved or config.missing or config.hints:
+        expected = "network spat, moved False, missing False and no hints"
+        found = {name: getattr(config, name) for name in ("network", "moved", "missing", "hints")}
         raise DataError(mismatch("pre-training: configuration", expected, found))
-    net, sparse = build_network(config), not config.mask_each_frame
+    net = build_network(config)
     width = net.decoder.widths[0]
+    sparse = not (config.mask_each_frame or config.pretext == "future")
     return SparK(net.encoder, config.frames[0], size, config.block, width, sparse, config.floor)
 
 
 # %% ../../nbs/86_nowcast_train.ipynb #b63d111d
 def _check_data(config: NowcastConfig, *parts):
     "Raise DataError unless data sets have the frames and channels of a configuration."
-    wanted = dict(frames=config.frames, moved=config.moved, missing=config.missing)
+    wanted = {name: getattr(config, name) for name in ("frames", "moved", "missing", "hints")}
     for data in parts:
         if not isinstance(data, FrameDataset):
             raise DataError(mismatch("training data", "a FrameDataset", type(data).__name__))
+        hints = 0 if data.hints is None else data.hints.shape[1]
         found = dict(frames=data.frames, moved=data.moved is not None, missing=data.missing)
+        found["hints"] = hints
         if found != wanted:
             raise DataError(mismatch("training data, by its configuration", wanted, found))
 
@@ -819,8 +855,10 @@ def pretrain_frames(
     if config.pretext == "order":
         model, task = FrameOrder(spark), Order(config.precision, seed)
     else:
+        future = config.pretext == "future"
+        each = config.mask_each_frame
         model = spark
-        task = Reconstruct(config.mask_ratio, config.mask_each_frame, config.precision, seed)
+        task = Reconstruct(config.mask_ratio, each, config.precision, seed, future)
     model.to(device(), memory_format=torch.channels_last)
     about = _about(config, train, valid, seed, PRETRAINED)
     length = dict(steps=config.pretrain_steps, batch=config.pretrain_batch, lr=config.pretrain_lr)
@@ -955,6 +993,9 @@ def forecast(
 ) -> np.ndarray:  # (out_frames, h, w) mm/h; NaN where no frame has a measurement
     "The next hour. Raises DataError for frames that the network cannot read."
     config, frames = meta["config"], np.asarray(frames)
+    if config.hints:
+        found = f"{config.hints} channels of hints, which no radar gives"
+        raise DataError(mismatch("forecast: input of the network", "frames alone", found))
     fits = frames.ndim == 3 and frames.dtype.kind == "f" and len(frames) == config.frames[0]
     if not fits:
         expected = f"rain rates ({config.frames[0]}, h, w), float, mm/h"

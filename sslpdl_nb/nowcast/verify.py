@@ -5,7 +5,7 @@
 # %% ../../nbs/85_nowcast_verify.ipynb #d90edf73
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -366,6 +366,7 @@ class SequenceSums:
     edges: tuple  # (K,) mm/h
     members: int  # of the ensemble; 1 = a single forecast
     sequences: np.ndarray  # (S,) their numbers
+    lead_times: np.ndarray  # (L,) minutes
     pixels: np.ndarray  # (S, L) counted
     events: np.ndarray  # (S, L, K) observed
     cuts: np.ndarray  # (S, L, K, C) factor or share of members; the first is the untuned one
@@ -389,9 +390,12 @@ class SequenceSums:
         "Some of the sequences: a slice, numbers or a mask."
         return _selected(self, which)
 
-    @property
-    def lead_times(self) -> np.ndarray:  # (L,) minutes
-        return MINUTES * np.arange(1, self.pixels.shape[1] + 1)
+    def at(
+        self,
+        lead_times: tuple,  # minutes, increasing
+    ):
+        "Some of the lead times. Raises DataError for one that was not counted."
+        return _at(self, lead_times)
 
     def to_dict(self) -> dict:
         "Text and numbers for JSON; `from_dict` gives exactly this object again."
@@ -459,6 +463,7 @@ def _count(forecast, truth, seen, sequence, edges, km, block) -> NowcastScores:
         edges=edges,
         members=len(members),
         sequences=np.array([sequence]),
+        lead_times=MINUTES * np.arange(1, len(truth) + 1),
         pixels=counted.sum((-2, -1))[None],
         events=events[None],
         cuts=np.broadcast_to(_cut_names(len(members)), hits.shape)[None],
@@ -479,15 +484,26 @@ def _selected(s, which) -> NowcastScores:
     return replace(s, **arrays, sums={name: v[which] for name, v in s.sums.items()})
 
 
+def _at(s, lead_times) -> NowcastScores:
+    "Some of the lead times."
+    places = [_lead_index(s, lead_time).start for lead_time in lead_times]
+    if not places or any(b <= a for a, b in zip(places, places[1:])):
+        expected = f"some of {s.lead_times.tolist()}, increasing"
+        raise DataError(mismatch("at: lead times, minutes", expected, lead_times))
+    arrays = {name: getattr(s, name)[:, places] for name in _ARRAYS if name != "sequences"}
+    sums = {name: value[:, places] for name, value in s.sums.items()}
+    return replace(s, **arrays, lead_times=s.lead_times[places], sums=sums)
+
+
 def _joined(parts) -> NowcastScores:
     "All sequences together."
     if not parts:
         raise DataError(mismatch("NowcastScores: parts to join", "at least one", 0))
     first = parts[0]
     for p in parts[1:]:
-        for what in ("edges", "members", "is_tuned"):
-            if getattr(p, what) != getattr(first, what):
-                pair = getattr(first, what), getattr(p, what)
+        for what in ("edges", "members", "is_tuned", "lead_times"):
+            pair = getattr(first, what), getattr(p, what)
+            if not np.array_equal(*pair):
                 raise DataError(mismatch(f"NowcastScores: {what} of the parts", *pair))
         if p.hits.shape[1:] != first.hits.shape[1:]:
             pair = first.hits.shape[1:], p.hits.shape[1:]
@@ -506,8 +522,8 @@ def _best(valid, s) -> np.ndarray:
     for x in (valid, s):
         if x.is_tuned:
             raise DataError(mismatch("tuning: cuts", "all of them", "those of an earlier tuning"))
-    if valid.edges != s.edges or valid.hits.shape[1:] != s.hits.shape[1:]:
-        pair = (s.edges, *s.hits.shape[1:]), (valid.edges, *valid.hits.shape[1:])
+    pair = [(x.edges, x.lead_times.tolist(), x.hits.shape[3]) for x in (s, valid)]
+    if pair[0] != pair[1]:
         raise DataError(mismatch("tuning: edges, lead times and cuts of the other part", *pair))
     if not len(valid.sequences):
         raise DataError(mismatch("tuning: other sequences", "at least one", 0))
@@ -555,7 +571,7 @@ def _counts_of(s, edge, lead_time, tuned) -> Contingency:
 
 
 # %% ../../nbs/85_nowcast_verify.ipynb #98038802
-_COUNTS = tuple(f.name for f in fields(SequenceSums) if f.name in _ARRAYS and f.name != "cuts")
+_COUNTS = ("sequences", "pixels", "events", "hits", "false_alarms")
 
 
 def _text_of(s) -> dict:
@@ -564,6 +580,7 @@ def _text_of(s) -> dict:
         edges=list(s.edges),
         members=s.members,
         is_tuned=s.is_tuned,
+        lead_times=s.lead_times.tolist(),
         shape=list(s.hits.shape),
         cuts=_pack(s.cuts),
         **{name: _pack(getattr(s, name)) for name in _COUNTS},
@@ -581,6 +598,7 @@ def _from_text(cls, d):
             edges=tuple(d["edges"]),
             members=d["members"],
             is_tuned=d["is_tuned"],
+            lead_times=np.array(d["lead_times"], int),
             cuts=_unpack(d["cuts"], np.float64, shape),
             sums={n: _unpack(v, np.float64, shape[:2]) for n, v in d["sums"].items()},
             **counts,
