@@ -30,6 +30,8 @@ __all__ = [
     "Trial",
     "Rain",
     "Study",
+    "provenance",
+    "peak_memory",
     "run_cell",
     "pretrained",
     "run",
@@ -372,7 +374,18 @@ def _versions() -> dict:
     return found
 
 
-def _peak_memory() -> float:
+# %% ../../nbs/73_experiments_runner.ipynb #1238d3ac
+def provenance() -> dict:  # commit, versions, threads, process
+    "With what a record is made."
+    return dict(
+        commit=_commit(),
+        versions=_versions(),
+        threads=torch.get_num_threads(),
+        process=f"{os.getpid()} on {platform.node()}",
+    )
+
+
+def peak_memory() -> float:
     "The most memory that this process has had so far, MB."
     try:
         import resource
@@ -405,16 +418,10 @@ def run_cell(
             given["init"] = before.pop("path")
         baseline = make_baseline(cell, **given)
         begin, splits = time.time(), load_cell(cell, archives)
-        record = about | dict(
-            commit=_commit(),
-            versions=_versions(),
-            threads=torch.get_num_threads(),
-            process=f"{os.getpid()} on {platform.node()}",
-            pretrained=before,
-            **_fit_and_judge(baseline, splits, cell["seed"], config),
-        )
+        found = _fit_and_judge(baseline, splits, cell["seed"], config)
+        record = about | provenance() | dict(pretrained=before) | found
         seconds = time.time() - begin
-        record |= dict(seconds=seconds, memory_mb=_peak_memory(), finished=time.time())
+        record |= dict(seconds=seconds, memory_mb=peak_memory(), finished=time.time())
         record["scores"] = _score_rows(record["result"])
         write_json(path, record)
         given["state"].unlink(missing_ok=True)

@@ -43,6 +43,7 @@ __all__ = [
     "NowcastScores",
     "score_sums",
     "score_interval",
+    "block_weights",
     "paired",
     "table",
     "amounts",
@@ -646,7 +647,8 @@ def score_sums(
     elif score in SUMS:
         leads, sums = _lead_index(s, lead_time), s.sums | dict(pixels=s.pixels)
         s.counts(edge, lead_time)  # refuses an unknown edge
-        sums["brier"] = sums[f"brier {edge:g}"]
+        if score == "Brier":
+            sums["brier"] = sums[f"brier {edge:g}"]
         pair = (sums[name][:, leads].sum(1) for name in SUMS[score])
     else:
         known = (*_OF_EVENTS, *SUMS)
@@ -667,7 +669,8 @@ def score_interval(
     "A score with its jackknife interval over sequences."
     options = dict(edge=edge, lead_time=lead_time, tuned=tuned)
     sums = score_sums(s, ROOTS.get(score, score), **options)
-    found = interval(sums, None, _weights(s, score, options), level)
+    weights = block_weights(s, score, edge=edge, lead_time=lead_time)
+    found = interval(sums, None, weights, level)
     found["value"] = found.pop("difference")
     if score in ROOTS:
         ends = {k: np.sqrt(max(found[k], 0)) for k in ("value", "low", "high")}
@@ -676,11 +679,17 @@ def score_interval(
     return {name: found[name] for name in names}
 
 
-def _weights(s, score, options) -> np.ndarray:
+def block_weights(
+    s: NowcastScores,
+    score: str = "CSI",  # of `score_sums`
+    *,
+    edge: float = 2.0,  # mm/h
+    lead_time: int = None,  # minutes; None = all together
+) -> np.ndarray:  # (S,)
     "How much each sequence counts: its events, or its pixels for amounts."
-    leads = _lead_index(s, options["lead_time"])
+    leads = _lead_index(s, lead_time)
     if score in _OF_EVENTS:
-        return s.events[:, leads, s.edges.index(options["edge"])].sum(1)
+        return s.events[:, leads, s.edges.index(edge)].sum(1)
     return s.pixels[:, leads].sum(1)
 
 
@@ -702,7 +711,8 @@ def paired(
             raise DataError(mismatch(f"paired: {what} of both", "the same", "others"))
     options = dict(edge=edge, lead_time=lead_time, tuned=tuned)
     sums = [score_sums(s, score, **options) for s in (a, b)]
-    found = interval(*sums, _weights(a, score, options), level)
+    weights = block_weights(a, score, edge=edge, lead_time=lead_time)
+    found = interval(*sums, weights, level)
     found["p_permutation"] = permutation_p(*sums, resamples=resamples)
     return found | dict(p_diebold_mariano=diebold_mariano_p(*sums))
 
