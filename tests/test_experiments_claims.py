@@ -211,6 +211,13 @@ def test_sentence():
     assert str(unsure).startswith("No certain difference between ours and raw: CSI")
 
 
+def test_seeds_that_disagree_are_no_certain_difference():
+    c = claim([some_result(s, skill=0.5) for s in (0, 2)], some_result(1, skill=0.2))
+    assert c.verdict == "better" and c.low > 0
+    doubt = replace(c, seeds=(c.difference, -0.001))
+    assert doubt.verdict == "no certain difference" and "2 seeds from -0.001" in str(doubt)
+
+
 def test_a_table_can_take_a_claim_back():
     c = claim(some_result(0, skill=0.5), some_result(1, skill=0.2))
     assert replace(c, q=0.2, comparisons=9).verdict == "no certain difference"

@@ -408,6 +408,14 @@ def test_forest_plot_fills_only_what_is_certain(ax):
     assert [t.get_text() for t in ax.get_yticklabels()][0] == "U-Net"
 
 
+def test_a_forest_row_is_hollow_where_seeds_disagree(ax):
+    sure = dict(difference=0.1, low=0.05, high=0.15)
+    rows = dict(unet=sure | dict(seeds=(0.05, 0.15)), share=sure | dict(seeds=(-0.01, 0.21)))
+    forest_plot(ax, rows, "difference of CSI")
+    points = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    assert [line.get_markerfacecolor() == "white" for line in points] == [False, True]
+
+
 def test_learning_curve_draws_the_numbers(ax):
     y = np.array([0.1, np.nan, 0.3])
     rows = {"unet": (y, y - 0.1, y + 0.1), "share": y}

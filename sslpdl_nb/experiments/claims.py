@@ -240,6 +240,7 @@ class Claim:
     def verdict(self) -> str:
         "better | worse | no certain difference"
         certain = self.low > 0 or self.high < 0  # False for NaN
+        certain = certain and (min(self.seeds) > 0 or max(self.seeds) < 0)
         if self.comparisons > 1:
             certain = certain and self.q <= 1 - self.level
         if not certain:

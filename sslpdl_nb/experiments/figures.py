@@ -461,11 +461,15 @@ def forest_plot(
     xlabel: str,  # difference of what, and against what
     looks: dict = None,  # name -> style; None = `styles`
 ):
-    "Differences with intervals, the first row at the top; filled = the interval excludes zero."
+    """Differences with intervals, the first row at the top.
+
+    Filled: the interval excludes zero, and the seeds of a row that has some agree about the sign.
+    """
     looks, texts = looks or styles(rows), []
     for row, (name, r) in enumerate(rows.items()):
         look, d = looks[name], r["difference"]
-        certain = r["low"] > 0 or r["high"] < 0
+        seeds = r.get("seeds") or (r["difference"],)
+        certain = r["low"] > 0 and min(seeds) > 0 or r["high"] < 0 and max(seeds) < 0
         missing = not np.isfinite(r["low"])
         ax.plot([r["low"], r["high"]], [-row, -row], color=look["color"], linewidth=2)
         fill = look["color"] if certain else "white"
