@@ -24,6 +24,7 @@ from sslpdl_nb.nowcast.study import (
     configuration,
     hidden_weather,
     judge_sequences,
+    mean_score,
     nowcast_options,
     pretraining,
     share_texts,
@@ -313,6 +314,18 @@ def test_seeds_are_averaged_before_sequences_are_compared(finished):
         compare([a], [b, c])
     with pytest.raises(DataError, match="compare: sequences of both"):
         compare([a], [b.select([0, 1, 2])])
+
+
+def test_means_of_a_single_seed_are_its_scores(finished):
+    one = results(finished)[0].result
+    for score in ("CSI", "log RMSE", "power ratio"):
+        found = mean_score([one], score, edge=0.5, lead_time=15)
+        known = score_interval(one, score, edge=0.5, lead_time=15, tuned=True)
+        for name in ("value", "low", "high"):
+            assert found[name] == pytest.approx(known[name], nan_ok=True)
+        assert found["seeds"] == pytest.approx((known["value"],))
+    two = mean_score([one, results(finished)[2].result], "log RMSE", lead_time=15)
+    assert min(two["seeds"]) <= two["value"] <= max(two["seeds"])
 
 
 # ------------------------------------------------------------------ the files
