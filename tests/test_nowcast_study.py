@@ -310,8 +310,9 @@ def test_seeds_are_averaged_before_sequences_are_compared(finished):
     both, same = compare([a, b], [c]), compare([a, a], [c])
     assert same["difference"] == pytest.approx(compare([a], [c])["difference"])
     assert len(both["seeds"]) == 2
+    assert compare([c], [a, b])["difference"] == pytest.approx(-both["difference"])
     with pytest.raises(DataError, match="compare: seeds of both"):
-        compare([a], [b, c])
+        compare([a, b], [b, c, a])
     with pytest.raises(DataError, match="compare: sequences of both"):
         compare([a], [b.select([0, 1, 2])])
 
