@@ -236,6 +236,7 @@ class ResidualBlock(nn.Module):
         return self.relu(self.norm2(self.conv2(out)) + self.shortcut(read))
 
 
+# %% ../../nbs/83_nowcast_sparse.ipynb #c78f618b
 class SmallResNet(nn.Module):
     "A ResNet for small frames; each stage halves the map."
 

@@ -203,12 +203,8 @@ def move_frames(
 
 
 # %% ../../nbs/86_nowcast_train.ipynb #86ea49f3
-class FrameDataset(Dataset):
-    """Observed and future frames of sequences, kept as counts.
-
-    Raises DataError for anything but counts, and for sequences without a measurement in the last
-    observed frame or in the future.
-    """
+class _Frames(Dataset):
+    "What a data set hands out."
 
     def __init__(
         self,
@@ -240,6 +236,15 @@ class FrameDataset(Dataset):
         if self.hints is not None and not self.gaps:
             x = torch.cat([x, torch.from_numpy(self.hints[i])])
         return dict(x=x, y=y, index=int(self.numbers[i]))
+
+
+# %% ../../nbs/86_nowcast_train.ipynb #8954f681
+class FrameDataset(_Frames):
+    """Observed and future frames of sequences, kept as counts.
+
+    Raises DataError for anything but counts, and for sequences without a measurement in the last
+    observed frame or in the future.
+    """
 
     def with_gaps(self) -> FrameDataset:
         "The same sequences for a network that handles NaN itself; it reads observed frames only."
@@ -463,6 +468,14 @@ def simple_guesses(
     return {k: torch.where(g.isnan(), mean, g) for k, g in guesses.items()}
 
 
+# %% ../../nbs/86_nowcast_train.ipynb #a68271a0
+def _later_half(b: int, model: SparK) -> Tensor:  # (b, frames, rows, columns)
+    "A mask that hides the later half of the frames and nothing else."
+    mask = torch.zeros(b, model.frames, *model.cells)
+    mask[:, model.frames // 2 :] = 1
+    return mask
+
+
 # %% ../../nbs/86_nowcast_train.ipynb #1c34d996
 class Reconstruct:
     "Masked reconstruction of observed frames (`SparK`), judged by hidden blocks only."
@@ -481,9 +494,7 @@ class Reconstruct:
     def mask(self, model, b: int, generator=None) -> Tensor:
         "A mask for b samples, (b, 1 or frames, rows, columns): 0 kept, 1 masked."
         if self.future:
-            mask = torch.zeros(b, model.frames, *model.cells)
-            mask[:, model.frames // 2 :] = 1
-            return mask
+            return _later_half(b, model)
         frames = model.frames if self.each_frame else 1
         return hide_blocks(b, model.cells, self.mask_ratio, generator, frames)
 
