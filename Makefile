@@ -1,4 +1,4 @@
-# make install | reproduce | test | lab | notebooks | export | lock | clean
+# make install | reproduce | test | lab | site | notebooks | export | lock | clean
 PYTHON ?= python3
 NAME   ?= sample
 PARAMS ?=
@@ -12,15 +12,18 @@ PIP    := $(BIN)/python -m pip install --quiet
 # threads that wait sleep: many times faster on shared cores
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install store reproduce test lab notebooks export lock clean
+.PHONY: help install store reproduce test lab site notebooks export lock clean slides student
 help:
 	@echo "make install     put everything into .venv; LOCKED=1: the exact versions of $(LOCK)"
 	@echo "make reproduce   run every notebook on the bundled sample; results in runs/$(NAME)/"
 	@echo "make test        check notebooks and modules, run the notebooks quickly, run the tests"
 	@echo "make lab         open JupyterLab on nbs/"
+	@echo "make site        lessons and reference as web pages, in runs/site/; no notebook is run"
 	@echo "make notebooks   run the notebooks in place and keep their outputs"
 	@echo "make export      write sslpdl_nb/ and README.md from the notebooks"
 	@echo "make lock        write down the versions of this environment, after a green make test"
+	@echo "make slides      talks from marked cells in runs/slides/; once with REVEAL=FILE of reveal.js"
+	@echo "make student     the lessons without solutions in runs/student/"
 
 $(DONE): settings.ini setup.py
 	$(PYTHON) -m venv .venv
@@ -51,6 +54,9 @@ test: store
 lab: store
 	$(BIN)/jupyter lab --notebook-dir=nbs $(LAB)
 
+site: $(DONE)
+	$(BIN)/python tools/site_build.py
+
 notebooks: store
 	$(BIN)/python tools/run_notebooks.py --out runs/sample --fresh --in-place
 	$(BIN)/python tools/make_readme.py
@@ -60,6 +66,12 @@ export: $(DONE)
 
 lock: $(DONE)
 	$(BIN)/python tools/lock.py
+
+slides: $(DONE)
+	$(BIN)/python tools/course_slides.py $(if $(REVEAL),--reveal $(REVEAL))
+
+student: $(DONE)
+	$(BIN)/python tools/course.py student
 
 clean:
 	rm -rf .venv runs _proc _docs *.egg-info data_samples/tiny/store.zarr

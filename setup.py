@@ -4,6 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 ini = ConfigParser(delimiters=["="])
@@ -14,6 +15,16 @@ cfg = ini["DEFAULT"]
 def words(key):
     "The blank-separated words under `key`, or an empty list."
     return cfg.get(key, "").split()
+
+
+class BuildWithWeights(build_py):
+    "A wheel carries the bundled weights; an editable install finds them in the repository."
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, cfg["lib_name"], "weights_data")
+            self.copy_tree(str(here / "data_samples" / "weights"), str(target))
 
 
 setup(
@@ -42,16 +53,19 @@ setup(
         "readers": words("readers_requirements"),
         "scale": words("scale_requirements"),
         "experiments": words("experiments_requirements"),
+        "site": words("site_requirements"),
         "dev": [
             *words("dev_requirements"),
             *words("readers_requirements"),
             *words("scale_requirements"),
             *words("experiments_requirements"),
+            *words("site_requirements"),
         ],
     },
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
     },
+    cmdclass={"build_py": BuildWithWeights},
     zip_safe=False,
 )

@@ -3,6 +3,7 @@
 The entry points below are loaded when they are first used, so `import sslpdl_nb` is quick:
 
     from sslpdl_nb import VARIABLES, Config, load_splits, pretrain, finetune, predict
+    from sslpdl_nb import from_pretrained
 """
 
 __version__ = "0.2.0"
@@ -20,6 +21,7 @@ _ENTRY_POINTS = {
     "pretrain": "pretrain",
     "finetune": "finetune",
     "predict": "predict",
+    "from_pretrained": "weights",
 }
 __all__ = list(_ENTRY_POINTS)
 

@@ -10,7 +10,7 @@ import ast
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 # Threads that wait sleep; read when torch is loaded, which the imports below do.
@@ -154,6 +154,24 @@ def _add_prepare(commands):
     p.set_defaults(run=_prepare)
 
 
+# %% ../nbs/49_cli.ipynb #26621da8
+def _add_engine(p):
+    "Options that say how a training is computed."
+    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="to train on")
+    p.add_argument("--precision", default="float32", help="float32 | bfloat16, of safe layers")
+    p.add_argument(
+        "--accumulate", type=int, default=1, metavar="K", help="pieces of a batch, to save memory"
+    )
+    p.add_argument(
+        "--ema", type=float, default=0.0, metavar="D", help="average the weights, such as 0.999"
+    )
+    p.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read samples"
+    )
+    p.add_argument("--recompute", action="store_true", help="compute layers twice, to save memory")
+    p.add_argument("--tensorboard", metavar="DIR", help="also log for TensorBoard")
+
+
 # %% ../nbs/49_cli.ipynb #26621da9
 def _add_training(commands):
     p = _command(
@@ -165,6 +183,7 @@ def _add_training(commands):
     _add_store(p)
     p.add_argument("--out", required=True, help="checkpoint; a stopped training is resumed")
     _add_config(p)
+    _add_engine(p)
     p.set_defaults(run=_pretrain)
     p = _command(
         commands,
@@ -177,6 +196,7 @@ def _add_training(commands):
     p.add_argument("--init", help="pre-trained checkpoint; its configuration replaces the preset")
     p.add_argument("--kind", default="internimage", help="network: internimage | unet")
     _add_config(p)
+    _add_engine(p)
     p.set_defaults(run=_finetune)
 
 
@@ -433,20 +453,29 @@ def _config(args, init: dict | None = None):
 
 
 # %% ../nbs/49_cli.ipynb #75a3de73
+def _engine(args):
+    "How to compute, from the options of the same names."
+    from sslpdl_nb.train import Engine
+
+    return Engine(**{f.name: getattr(args, f.name) for f in fields(Engine)})
+
+
 def _pretrain(args):
     from sslpdl_nb.pretrain import pretrain
     from sslpdl_nb.store import load_splits
+    from sslpdl_nb.train import from_first
 
-    config = _config(args)
+    config, engine = _config(args), _engine(args)
     splits = load_splits(args.store, config)
-    pretrain(config, splits, args.seed, args.out, progress=not args.quiet)
-    print(args.out)
+    pretrain(config, splits, args.seed, args.out, progress=not args.quiet, engine=engine)
+    from_first(print, args.out)
 
 
 def _finetune(args):
     from sslpdl_nb.checkpoint import load_checkpoint
     from sslpdl_nb.finetune import finetune
     from sslpdl_nb.store import load_splits
+    from sslpdl_nb.train import from_first
 
     config = _config(args, load_checkpoint(args.init)[1]["config"] if args.init else None)
     splits = load_splits(args.store, config)
@@ -458,8 +487,9 @@ def _finetune(args):
         init=args.init,
         kind=args.kind,
         progress=not args.quiet,
+        engine=_engine(args),
     )
-    print(args.out)
+    from_first(print, args.out)
 
 
 # %% ../nbs/49_cli.ipynb #d1cabce8

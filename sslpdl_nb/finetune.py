@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,10 @@ from sslpdl_nb.decide import (
     tune_probability_thresholds,
 )
 from sslpdl_nb.grids.types import LambertGrid
-from sslpdl_nb.labels import label_loss, mixed_labels
-from sslpdl_nb.masking import MaskedModel, random_mask
+from sslpdl_nb.labels import label_loss, label_sums, mixed_labels
+from sslpdl_nb.masking import MaskedModel, prepare_layers, random_mask
 from sslpdl_nb.store import Standardizer
-from sslpdl_nb.train import fit, loaders, parameter_groups
+from sslpdl_nb.train import Engine, fit, from_first, join, loaders, parameter_groups
 from sslpdl_nb.verify import PROBABILITY_THRESHOLDS, csi, threshold_counts
 
 # %% auto #0
@@ -95,18 +96,23 @@ class Finetune:
     def __init__(self, config: Config):
         self.config = config
 
-    def _loss(self, logits: Tensor, rain: Tensor) -> Tensor:
-        "Weighted cross entropy with mixed labels."
+    def _against(self, rain: Tensor) -> tuple:
+        "What logits are compared with: mixed labels, where there are any, class weights."
         labels = mixed_labels(rain, self.config.edges, self.config.alpha, self.config.beta)
-        return label_loss(logits, labels, ~rain.isnan(), self.config.class_weights)
+        return labels, ~rain.isnan(), self.config.class_weights
 
-    def loss(self, model, batch) -> Tensor:
-        "Loss of a batch; a part of the tokens is hidden from networks that can hide tokens."
-        x, mask = batch["x"], None
-        if isinstance(model, MaskedModel):
-            mask = random_mask(len(x), model.embed.n, self.config.finetune_mask_ratio)
-            mask = mask.to(x.device)
-        return self._loss(model(x, mask), batch["rain"])
+    def draw(self, model, b: int, generator=None) -> dict:
+        "Masks for b samples, if the network can hide tokens."
+        if not isinstance(model, MaskedModel):
+            return {}
+        return dict(mask=random_mask(b, model.embed.n, self.config.finetune_mask_ratio, generator))
+
+    def loss(self, model, batch) -> tuple:  # sum, weight
+        "The sums of the weighted cross entropy of a batch, with its masks or else fresh ones."
+        x = batch["x"]
+        masks = batch if "mask" in batch else self.draw(model, len(x))
+        mask = masks["mask"].to(x.device) if masks else None
+        return label_sums(model(x, mask), *self._against(batch["rain"]))
 
     def scores(self, model, loader) -> dict:
         "Loss, and the CSI at the lower edge with the best probability threshold."
@@ -117,7 +123,7 @@ class Finetune:
         thresholds = np.r_[0, PROBABILITY_THRESHOLDS]
         counts = threshold_counts(p, observed >= edge, thresholds, valid=~np.isnan(observed))
         return dict(
-            valid_loss=float(self._loss(logits, rain)),
+            valid_loss=float(label_loss(logits, *self._against(rain))),
             csi=float(np.nan_to_num(csi(counts)).max()),
         )
 
@@ -223,17 +229,26 @@ def _groups(model, config: Config, kind: str, pretrained: bool) -> list:
     ]
 
 
-def _start_model(config: Config, kind: str, init) -> tuple:
+def _start_model(config: Config, kind: str, init, engine: Engine) -> tuple:
     "A new model, with the embedding and encoder of a checkpoint where one is given; its meta."
     model = KINDS[kind](config)
     if init is None:
-        return model.to(device()), None
+        return prepare_layers(model, engine).to(join(engine.device)), None
     weights, meta = load_checkpoint(init)
     transfer(model, weights)
     if config.freeze_encoder:
         model.embed.requires_grad_(False)
         model.encoder.requires_grad_(False)
-    return model.to(device()), meta
+    return prepare_layers(model, engine).to(join(engine.device)), meta
+
+
+# %% ../nbs/21_finetune.ipynb #aab5de3c
+def _calibrate_and_save(path, model, config: Config, splits, **about):
+    "Calibrate and tune thresholds on validation days, and write the checkpoint."
+    calibration = calibrate(model, splits.valid, config.edges)
+    thresholds = tune_probability_thresholds(predict_probabilities(model, splits.valid))
+    found = dict(calibration=calibration, probability_thresholds=thresholds)
+    save_model(path, model, config, splits, **about, **found)
 
 
 # %% ../nbs/21_finetune.ipynb #abb6ef4e
@@ -241,10 +256,11 @@ def finetune(
     config: Config,
     splits,  # of store.load_splits
     seed: int,  # of weights, order and masks
-    path,  # checkpoint to write; the training state has the suffix .state
+    path,  # checkpoint to write; training state and log have the suffixes .state and .csv
     init=None,  # pre-trained checkpoint; None = from scratch
     kind: str = "internimage",  # internimage | unet
     progress: bool = True,  # show a progress bar
+    engine: Engine = Engine(),  # how it is computed
 ) -> tuple:  # model, meta
     """Train on observed rain, calibrate and tune probability thresholds on validation days, save.
 
@@ -254,12 +270,12 @@ def finetune(
     if kind not in KINDS:
         raise DataError(mismatch("finetune: kind", f"one of {sorted(KINDS)}", repr(kind)))
     set_seed(seed)
-    model, before = _start_model(config, kind, init)
+    model, before = _start_model(config, kind, init, engine)
     state = Path(path).with_suffix(".state")
     history = fit(
         model,
         Finetune(config),
-        *loaders(splits.train, splits.valid, config.finetune_batch, seed),
+        *loaders(splits.train, splits.valid, config.finetune_batch, seed, engine.workers),
         steps=config.finetune_steps,
         groups=_groups(model, config, kind, init is not None),
         betas=config.finetune_betas,
@@ -271,10 +287,10 @@ def finetune(
         eval_every=-(-config.finetune_steps // 12),
         monitor="valid_loss",
         progress=progress,
+        log=state.with_suffix(".csv"),
+        engine=engine,
     )
-    calibration = calibrate(model, splits.valid, config.edges)
-    thresholds = tune_probability_thresholds(predict_probabilities(model, splits.valid))
-    more = dict(calibration=calibration, probability_thresholds=thresholds, history=history)
-    save_model(path, model, config, splits, seed=seed, pretrained=init is not None, **more)
+    more = dict(seed=seed, pretrained=init is not None, history=history)
+    from_first(partial(_calibrate_and_save, path, model, config, splits, **more))
     state.unlink(missing_ok=True)
     return load_model(path)

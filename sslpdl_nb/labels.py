@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot as torch_one_hot
 from sslpdl_nb.core import CLASS_EDGES, DataError, mismatch
 
 # %% auto #0
-__all__ = ["one_hot", "density_labels", "mixed_labels", "label_loss"]
+__all__ = ["one_hot", "density_labels", "mixed_labels", "label_sums", "label_loss"]
 
 
 # %% ../nbs/11_labels.ipynb #1cd5d6d8
@@ -86,6 +86,23 @@ def mixed_labels(
 
 
 # %% ../nbs/11_labels.ipynb #50f537d8
+def label_sums(
+    logits: Tensor,  # (b, K, h, w) raw values, no softmax
+    labels: Tensor,  # (b, K, h, w) of one_hot, density_labels or mixed_labels
+    observed: Tensor,  # (b, h, w) True where observed
+    class_weights=(1.0, 5.0, 10.0),  # one per class
+) -> tuple:  # numerator and denominator of `label_loss`, scalars in float32 or better
+    "The two sums of `label_loss`. Raises DataError if logits and labels differ in shape."
+    if logits.shape != labels.shape:
+        raise DataError(
+            mismatch("label_loss: shape of the logits", tuple(labels.shape), tuple(logits.shape))
+        )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
+    weighted = weights.view(-1, 1, 1) * labels * observed.unsqueeze(-3)
+    return -(weighted * logits.log_softmax(-3)).sum(), weighted.sum()
+
+
 def label_loss(
     logits: Tensor,  # (b, K, h, w) raw values, no softmax
     labels: Tensor,  # (b, K, h, w) of one_hot, density_labels or mixed_labels
@@ -97,11 +114,5 @@ def label_loss(
     L = - sum(w_k q_ik log p_ik) / sum(w_k q_ik), with p the softmax of the logits.
     Raises DataError if logits and labels differ in shape.
     """
-    if logits.shape != labels.shape:
-        raise DataError(
-            mismatch("label_loss: shape of the logits", tuple(labels.shape), tuple(logits.shape))
-        )
-    weights = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
-    weighted = weights.view(-1, 1, 1) * labels * observed.unsqueeze(-3)
-    smallest = torch.finfo(logits.dtype).tiny  # no division by zero
-    return -(weighted * logits.log_softmax(-3)).sum() / weighted.sum().clamp(min=smallest)
+    total, weight = label_sums(logits, labels, observed, class_weights)
+    return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)  # no division by zero

@@ -11,10 +11,12 @@ import torch
 from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-import sslpdl_nb.encoder  # noqa: F401 (registers the encoders with timm)
 from sslpdl_nb.core import VARIABLES, Config, DataError, mismatch
 from sslpdl_nb.decoder import UPerNet
+from sslpdl_nb.deform import DeformConv
+from sslpdl_nb.encoder import InternLayer  # this import registers the encoders with timm
 
 # %% auto #0
 __all__ = [
@@ -24,10 +26,15 @@ __all__ = [
     "variable_mask",
     "block_mask",
     "pixel_mask",
+    "masked_sums",
     "masked_loss",
     "MaskedEmbed",
     "build_encoder",
     "MaskedModel",
+    "ExactDeform",
+    "RecomputedLayer",
+    "change_layers",
+    "prepare_layers",
     "mean_baseline",
     "visible_mean_baseline",
     "nearest_baseline",
@@ -124,6 +131,18 @@ def pixel_mask(
 
 
 # %% ../nbs/15_masking.ipynb #bf7d8e8b
+def masked_sums(
+    pred: Tensor,  # (b, v, h, w) reconstruction
+    x: Tensor,  # (b, v, h, w) truth, standardised
+    mask: Tensor,  # (b, n): 0 kept, 1 masked
+    t: int,  # variables in one token
+    p: int,  # pixels along each side of a token
+) -> tuple:  # sum of the tokens' errors, number of masked tokens
+    "The two sums whose quotient is `masked_loss`; those of parts of a batch can be added up."
+    error = patchify((pred - x) ** 2, t, p).mean(-1)
+    return (error * mask).sum(), mask.sum()
+
+
 def masked_loss(
     pred: Tensor,  # (b, v, h, w) reconstruction
     x: Tensor,  # (b, v, h, w) truth, standardised
@@ -132,8 +151,8 @@ def masked_loss(
     p: int,  # pixels along each side of a token
 ) -> Tensor:  # scalar, standardised units squared
     "Mean squared error over the masked tokens; 0 if there are none."
-    error = patchify((pred - x) ** 2, t, p).mean(-1)
-    return (error * mask).sum() / mask.sum().clamp(min=1)
+    total, tokens = masked_sums(pred, x, mask, t, p)
+    return total / tokens.clamp(min=1)
 
 
 # %% ../nbs/15_masking.ipynb #316319e6
@@ -224,6 +243,47 @@ class MaskedModel(nn.Module):
             mask = x.new_zeros(len(x), self.embed.n)
         features = self.encoder(self.embed(x, mask))
         return self.decoder(features, x.shape[-2:])
+
+
+# %% ../nbs/15_masking.ipynb #7c7fd734
+class ExactDeform(DeformConv):
+    "A deformable convolution that computes in float32, whatever autocast says around it."
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class RecomputedLayer(InternLayer):
+    "A layer that keeps its input alone while training, and computes the rest again for gradients."
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def change_layers(
+    model: nn.Module,  # changed in place
+    kind: type,  # ExactDeform | RecomputedLayer
+) -> int:  # how many layers
+    "Let the layers of a model compute in another way; their weights stay as they are."
+    found = [m for m in model.modules() if type(m) is kind.__base__]
+    for layer in found:
+        layer.__class__ = kind
+    return len(found)
+
+
+def prepare_layers(
+    model: nn.Module,  # changed in place
+    engine,  # a train.Engine: its precision and recompute count
+) -> nn.Module:  # the same
+    "Let the layers of a model compute as a training wants them to."
+    if engine.precision != "float32":
+        change_layers(model, ExactDeform)
+    if engine.recompute:
+        change_layers(model, RecomputedLayer)
+    return model
 
 
 # %% ../nbs/15_masking.ipynb #81495229

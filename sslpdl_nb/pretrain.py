@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from sslpdl_nb.checkpoint import describe, save_checkpoint
-from sslpdl_nb.core import VARIABLES, Config, device, set_seed
+from sslpdl_nb.core import VARIABLES, Config, set_seed
 from sslpdl_nb.masking import (
     MaskedModel,
     masked_loss,
+    masked_sums,
     mean_baseline,
     nearest_baseline,
+    prepare_layers,
     random_mask,
     visible_mean_baseline,
 )
-from sslpdl_nb.train import fit, loaders, parameter_groups
+from sslpdl_nb.train import Engine, fit, from_first, join, loaders, parameter_groups
 
 # %% auto #0
 __all__ = ["Pretrain", "pretrain"]
@@ -53,17 +55,20 @@ class Pretrain:
         "The reconstruction of fields (b, v, h, w)."
         return model(x, mask)
 
-    def loss(self, model, batch) -> Tensor:
-        "Masked loss of a batch, with fresh masks."
-        x = batch["x"]
-        mask = self.mask(model, len(x)).to(x.device)
-        return masked_loss(self.answer(model, x, mask), x, mask, *self.cubes)
+    def draw(self, model, b: int, generator=None) -> dict:
+        "Fresh masks for b samples."
+        return dict(mask=self.mask(model, b, generator))
+
+    def loss(self, model, batch) -> tuple:  # sum, weight
+        "The sums of the masked loss of a batch, with its masks or else fresh ones."
+        x, masks = batch["x"], batch if "mask" in batch else self.draw(model, len(batch["x"]))
+        mask = masks["mask"].to(x.device)
+        return masked_sums(self.answer(model, x, mask), x, mask, *self.cubes)
 
     def scores(self, model, loader) -> dict:
         "Masked loss of the network and of the baselines, on masks that are always the same."
         g, total, n = torch.Generator().manual_seed(self.seed), {}, 0
-        for batch in loader:
-            x = batch["x"]
+        for x in (batch["x"] for batch in loader):
             mask = self.mask(model, len(x), g).to(x.device)
             answers = dict(masked_loss=self.answer(model, x, mask))
             for name, baseline in self.baselines.items():
@@ -76,13 +81,18 @@ class Pretrain:
 
 
 # %% ../nbs/18_pretrain.ipynb #4164bbef
+#| exports
+
+
+# %% ../nbs/18_pretrain.ipynb #d4ca33a2
 def pretrain(
     config: Config,
     splits,  # of store.load_splits
     seed: int,  # of weights, order and masks
-    path,  # checkpoint to write; the training state has the suffix .state
+    path,  # checkpoint to write; training state and log have the suffixes .state and .csv
     progress: bool = True,  # show a progress bar
     task=Pretrain,  # makes the task from configuration and seed
+    engine: Engine = Engine(),  # how it is computed
 ) -> tuple:  # model, history
     """Masked pre-training from scratch to a checkpoint; one that was stopped goes on.
 
@@ -94,13 +104,13 @@ def pretrain(
     if task is not Pretrain:
         about["task"] = task.__name__
     pretext = task(config, seed)
-    model = MaskedModel(config, len(VARIABLES)).to(device())
+    model = prepare_layers(MaskedModel(config, len(VARIABLES)), engine).to(join(engine.device))
     pretext.start(model)
     samples = splits.pretrain or splits.train  # dry days teach meteorology, too
     history = fit(
         model,
         pretext,
-        *loaders(samples, splits.valid, config.pretrain_batch, seed),
+        *loaders(samples, splits.valid, config.pretrain_batch, seed, engine.workers),
         steps=config.pretrain_steps,
         groups=parameter_groups(model, config.pretrain_lr, config.pretrain_weight_decay),
         betas=config.pretrain_betas,
@@ -111,7 +121,9 @@ def pretrain(
         about=about,
         eval_every=-(-config.pretrain_steps // 10),
         progress=progress,
+        log=state.with_suffix(".csv"),
+        engine=engine,
     )
-    save_checkpoint(path, model, about | dict(history=history))
+    from_first(save_checkpoint, path, model, about | dict(history=history))
     state.unlink(missing_ok=True)
     return model, history

@@ -272,7 +272,8 @@ def test_the_command_of_the_error_prepares_the_store(simulated, tmp_path):
 
 def test_training_goes_from_store_to_checkpoint(trained):
     files = {path.name for path in trained.finetuned.parent.iterdir()}
-    assert files == {"pretrained.safetensors", "finetuned.safetensors"}
+    kinds = ("csv", "safetensors")
+    assert files == {f"{name}.{kind}" for name in ("pretrained", "finetuned") for kind in kinds}
     model, meta = prediction.load_model(trained.finetuned)
     assert meta["config"].image_size == SHAPE and meta["config"].finetune_steps == 2
     assert meta["pretrained"] and "simulated" in meta["source"]

@@ -43,7 +43,7 @@ def test_all_entry_points_are_there():
     assert {"VARIABLES", "Config", "load_splits", "pretrain", "finetune", "predict"} <= set(
         sslpdl_nb.__all__
     )
-    for name in ("VARIABLES", "Config", "get_config", "load_splits"):
+    for name in ("VARIABLES", "Config", "get_config", "load_splits", "from_pretrained"):
         assert getattr(sslpdl_nb, name) is not None
     assert set(sslpdl_nb.__all__) <= set(dir(sslpdl_nb))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

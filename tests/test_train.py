@@ -1,5 +1,9 @@
 "The training loop: resuming, the training state, the order of batches, schedule and groups."
 
+import csv
+import sys
+from types import ModuleType
+
 import pytest
 from locked import another_process_writes
 import torch
@@ -7,9 +11,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from sslpdl_nb.core import VARIABLES, CheckpointError, DataError, get_config
-from sslpdl_nb.masking import MaskedModel
+from sslpdl_nb.finetune import Finetune, rain_model
+from sslpdl_nb.masking import ExactDeform, MaskedModel, change_layers
+from sslpdl_nb.pretrain import Pretrain
 from sslpdl_nb.train import (
     Batches,
+    Engine,
+    Log,
     evaluate,
     fit,
     load_state,
@@ -94,8 +102,9 @@ def test_resumed_equals_uninterrupted(tmp_path, stop):
 
 def test_the_state_of_another_training_is_refused(tmp_path):
     train(state=tmp_path / "state.pt")
-    others = (dict(steps=13), dict(seed=1), dict(lr=0.06), dict(about={"source": "another"}))
-    for other in others:
+    others = [dict(steps=13), dict(seed=1), dict(lr=0.06), dict(about={"source": "another"})]
+    engines = (Engine(precision="bfloat16"), Engine(accumulate=2), Engine(ema=0.9))
+    for other in [*others, *(dict(engine=engine) for engine in engines)]:
         with pytest.raises(CheckpointError, match="training it belongs to"):
             train(state=tmp_path / "state.pt", **other)
     (tmp_path / "state.pt").write_bytes(b"not a training state")
@@ -150,6 +159,21 @@ def test_a_state_brings_back_parts_step_history_and_random_numbers(tmp_path):
     assert [f.name for f in path.parent.iterdir()] == ["a.state"]
 
 
+def test_a_state_of_something_more_is_refused_by_something_less(tmp_path):
+    train(state=tmp_path / "state.pt", about={"task": "another"})
+    with pytest.raises(CheckpointError, match="expected {'task': None}, found {'task': 'another'}"):
+        train(state=tmp_path / "state.pt")
+
+
+def test_a_state_that_was_written_by_one_process_in_the_old_form_is_read(tmp_path):
+    path, layer = tmp_path / "a.state", nn.Linear(2, 3)
+    save_state(path, dict(model=layer), {}, 7, [])
+    state = torch.load(path, weights_only=True)
+    assert state.pop("others") == []
+    torch.save(state, path)
+    assert load_state(path, dict(model=nn.Linear(2, 3)), {}) == (7, [])
+
+
 def test_same_seed_same_result_other_seed_other_result():
     assert equal(train()[0], train()[0])
     assert not equal(train()[0], train(seed=5)[0])
@@ -202,8 +226,24 @@ def test_a_loss_that_is_not_a_number_stops_the_training():
         def loss(self, model, batch):
             return super().loss(model, batch) * torch.nan
 
-    with pytest.raises(DataError, match="loss in step 0: expected a finite number"):
+    batch = next(iter(Batches(12, 4, 0)))
+    words = f"loss in step 0, samples {batch}: expected a finite number, found nan"
+    with pytest.raises(DataError) as error:
         train(Broken())
+    assert str(error.value) == words
+
+
+def test_after_a_loss_that_is_not_a_number_the_last_good_state_is_there(tmp_path):
+    class Broken(Square):
+        def loss(self, model, batch):
+            loss = super().loss(model, batch)
+            return loss / (self.calls != 7)
+
+    with pytest.raises(DataError, match="loss in step 6, samples .*found inf"):
+        train(Broken(), tmp_path / "a.state")
+    model, history = train(state=tmp_path / "a.state")
+    assert equal(model, train()[0])
+    assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 def test_a_monitored_score_that_is_not_a_number_stops_the_training():
@@ -215,6 +255,209 @@ def test_a_monitored_score_that_is_not_a_number_stops_the_training():
         train(Lost(), monitor="error")
     with pytest.raises(DataError, match="'csi' in step 4: expected a finite number, found None"):
         train(monitor="csi")
+
+
+# ------------------------------------------------------------------ how it is computed
+
+RAIN = get_config("small", image_size=(16, 16), drop_path=0.0)
+
+
+class Fields(Dataset):
+    "Random fields, and rain that is observed in a part of the map, another one in each sample."
+
+    def __init__(self, n=8, dtype=torch.float64):
+        g = torch.Generator().manual_seed(0)
+        self.x = torch.randn(n, len(VARIABLES), *RAIN.image_size, generator=g).to(dtype)
+        self.rain = 5 * self.x[:, 0].clamp(min=0)
+        for i in range(n):
+            self.rain[i, 2 * i + 1 :] = torch.nan
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return dict(x=self.x[i], rain=self.rain[i])
+
+
+def fields_training(task, model, dtype=torch.float64, steps=2, **engine):
+    "Losses of a short training."
+    task.scores = lambda model, loader: {}
+    data = Fields(dtype=dtype)
+    torch.manual_seed(1)
+    for p in model.parameters():
+        p.data = 0.2 * torch.randn(p.shape, dtype=dtype)
+    options = dict(groups=parameter_groups(model, 1e-3, 0.05), progress=False, eval_every=1)
+    both = loaders(data, data, 4, 0)
+    history = fit(model, task, *both, steps=steps, engine=Engine(**engine), **options)
+    return [entry["loss"] for entry in history]
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_pieces_of_a_batch_find_the_weights_of_the_whole(kind):
+    found = []
+    for pieces in (1, 4):
+        if kind == "pretrain":
+            task, model = Pretrain(RAIN), MaskedModel(RAIN, len(VARIABLES))
+        else:
+            task, model = Finetune(RAIN), rain_model(RAIN)
+        loss = fields_training(task, model.double(), accumulate=pieces)
+        found.append((loss, torch.cat([p.flatten() for p in model.parameters()])))
+    (one, whole), (four, pieces) = found
+    assert four == pytest.approx(one, abs=1e-12)
+    assert (whole - pieces).abs().max() < 1e-9
+
+
+def test_a_batch_that_pieces_do_not_divide_is_refused():
+    with pytest.raises(DataError, match="a multiple of 1 processes x 3 pieces, found 4"):
+        train(engine=Engine(accumulate=3))
+
+
+def test_bfloat16_stays_out_of_weights_loss_and_deformable_convolutions():
+    seen, model = set(), rain_model(RAIN)
+    assert change_layers(model, ExactDeform) == 10
+    for layer in model.modules():
+        if isinstance(layer, ExactDeform):
+            for inner in (layer.offset, layer.mask, layer.value, layer.out):
+                inner.register_forward_hook(lambda m, i, o: seen.add(("deform", o.dtype)))
+        elif isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda m, i, o: seen.add(("linear", o.dtype)))
+    exact = fields_training(Finetune(RAIN), rain_model(RAIN), torch.float32)
+    half = fields_training(Finetune(RAIN), model, torch.float32, precision="bfloat16")
+    assert {dtype for kind, dtype in seen if kind == "deform"} == {torch.float32}
+    assert ("linear", torch.bfloat16) in seen
+    assert half != exact
+    assert half == pytest.approx(exact, rel=0.03)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_average_of_the_weights_is_what_is_judged_and_remains(tmp_path):
+    seen = []
+
+    class Watched(Square):
+        def scores(self, model, loader):
+            seen.append([p.detach().clone() for p in model.parameters()])
+            return super().scores(model, loader)
+
+    def weights(**options):
+        seen.clear()
+        model, history = train(Watched(), eval_every=1, **options)
+        return model, history, list(seen)
+
+    _, _, plain = weights()
+    model, history, averages = weights(engine=Engine(ema=0.75))
+    expected = plain[0]
+    for new, average in zip(plain, averages):
+        expected = [0.75 * e + 0.25 * p for e, p in zip(expected, new)]
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, average))
+    assert all(torch.equal(a, b) for a, b in zip(averages[-1], model.parameters()))
+    task = Square()
+    task.stop = 7
+    options = dict(eval_every=1, engine=Engine(ema=0.75))
+    with pytest.raises(KeyboardInterrupt):
+        train(task, tmp_path / "a.state", **options)
+    again, resumed = train(state=tmp_path / "a.state", **options)
+    assert equal(again, model) and resumed == history
+
+
+def test_workers_change_nothing_even_if_the_training_is_stopped(tmp_path):
+    def with_workers(task, state=None):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Dropout(0.2), nn.Linear(6, 1))
+        options = dict(steps=12, groups=parameter_groups(model, 0.05, 0.01), eval_every=4)
+        both = loaders(Line(), Line(), 4, 0, workers=2)
+        return model, fit(model, task, *both, state=state, progress=False, **options)
+
+    task = Square()
+    task.stop = 10
+    with pytest.raises(KeyboardInterrupt):
+        with_workers(task, tmp_path / "a.state")
+    model, history = with_workers(Square(), tmp_path / "a.state")
+    whole, expected = train()
+    assert equal(model, whole) and history == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(precision="half"), dict(accumulate=0), dict(accumulate=1.5), dict(workers=-1)]
+    + [dict(ema=1.0), dict(ema=-0.1)],
+)
+def test_an_engine_that_cannot_be_is_refused(wrong):
+    with pytest.raises(DataError, match=f"Engine: {next(iter(wrong))}: expected"):
+        Engine(**wrong)
+
+
+# ------------------------------------------------------------------ the log
+
+
+def rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_log_has_every_evaluation_once_whatever_happens(tmp_path):
+    path, state, task = tmp_path / "a.csv", tmp_path / "a.state", Square()
+    task.stop = 10
+    with pytest.raises(KeyboardInterrupt):
+        train(task, state, log=path)
+    before = rows(path)
+    assert [row["step"] for row in before] == ["4", "8"]
+    _, history = train(state=state, log=path)
+    after = rows(path)
+    assert after[:2] == before
+    names = ["step", "loss", "error", "learning_rate", "seconds"]
+    assert [list(row) for row in after] == 3 * [names]
+    assert [float(row["loss"]) for row in after] == [entry["loss"] for entry in history]
+    seconds = [float(row["seconds"]) for row in after]
+    assert seconds == sorted(seconds)
+    assert float(after[-1]["learning_rate"]) == pytest.approx(0.05 * warmup_cosine(11, 12, 0.1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "a.state"]
+
+
+@pytest.mark.parametrize("damage", ["", "no log", "step,loss\n4,x\nfour", "step\n4\n"])
+def test_a_damaged_log_is_made_again_from_the_history(tmp_path, damage):
+    path, state, task = tmp_path / "a.csv", tmp_path / "a.state", Square()
+    task.stop = 10
+    with pytest.raises(KeyboardInterrupt):
+        train(task, state)
+    path.write_text(damage)
+    _, history = train(state=state, log=path)
+    assert [int(row["step"]) for row in rows(path)] == [4, 8, 12]
+    assert [float(row["error"]) for row in rows(path)] == [entry["error"] for entry in history]
+    assert rows(path)[0]["seconds"] == "" != rows(path)[2]["seconds"]
+
+
+def test_the_log_of_another_training_before_is_not_continued(tmp_path):
+    train(log=tmp_path / "a.csv", steps=8)
+    _, history = train(log=tmp_path / "a.csv", seed=5, steps=4)
+    assert [float(row["loss"]) for row in rows(tmp_path / "a.csv")] == [history[0]["loss"]]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
+    class Writer:
+        calls, made = [], []
+
+        def __init__(self, folder, purge_step):
+            self.made.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            self.calls.append((name, value, step))
+
+        def flush(self):
+            pass
+
+    fake = ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    _, history = train(engine=Engine(tensorboard=str(tmp_path)))
+    assert Writer.made == [(str(tmp_path), 1)]
+    for entry in history:
+        assert ("error", entry["error"], entry["step"]) in Writer.calls
+
+
+def test_without_tensorboard_the_message_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(DataError, match="pip install tensorboard"):
+        Log(None, tmp_path)
 
 
 # ------------------------------------------------------------------ one step, one evaluation

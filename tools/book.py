@@ -45,6 +45,7 @@ BOOK = (
             Lesson("02_grids", "grids.types", "where the pixels are: maps by hand and by PROJ"),
             Lesson("03_viz", "viz", "maps, rain colours, coastlines without a download"),
             Lesson("04_recipes", "", "from a download to a map: GFS, HRRR, ERA5, WRF, ICON, Korea"),
+            Lesson("05_check", "check", "is my answer right? exercises that can tell"),
         ),
     ),
     Part(
@@ -66,6 +67,7 @@ BOOK = (
             Lesson("22_results", "", "every forecast on the held-out days"),
             Lesson("23_gradcam", "gradcam", "which parts of a forecast the network relies on"),
             Lesson("24_predict", "predict", "from a forecast to a rain map in CF form"),
+            Lesson("25_weights", "weights", "trained weights by name, and cards for them"),
         ),
     ),
     Part(
@@ -171,6 +173,7 @@ BOOK = (
             Lesson("85_nowcast_verify", "nowcast.verify", "what a good nowcast is"),
             Lesson("86_nowcast_train", "nowcast.train", "training, from frames to a checkpoint"),
             Lesson("87_nowcast_predict", "nowcast.predict", "from radar files to the next hour"),
+            Lesson("88_nowcast_study", "nowcast.study", "a question becomes a cell of a table"),
         ),
     ),
 )

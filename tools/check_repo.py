@@ -31,7 +31,7 @@ HEAD = ("**You will learn**", "**You need**", "**Time**", "<!-- strip -->")
 END = ("## Summary", "**Where this is used next:**", "### Exercises")
 CELL_LIMIT = 50  # lines
 KB_WARN, KB_LIMIT = 300, 400
-FLOORS_LIMIT, ROOMS_LIMIT = 8, 24
+FLOORS_LIMIT, ROOMS_LIMIT = 8, 26
 
 # What an import of any module may not need
 HEAVY = ["cartopy", "matplotlib", "scipy", "netCDF4", "pyproj", "dask", "eccodes", "h5py", "cupy"]

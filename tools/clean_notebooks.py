@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 KEY = "executed_code"  # of the notebook's metadata
+SLIDES = "slideshow"  # of a cell's metadata: which slide it belongs to
 
 
 def code_hash(notebook: dict) -> str:
@@ -49,7 +50,7 @@ def clean(path: Path):
         notebook,
         config.clear_all,
         [*config.allowed_metadata_keys.split(), KEY],
-        config.allowed_cell_metadata_keys.split(),
+        [*config.allowed_cell_metadata_keys.split(), SLIDES],
         config.clean_ids,
     )
     number(notebook)
