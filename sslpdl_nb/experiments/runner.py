@@ -18,6 +18,7 @@ import time
 import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -32,8 +33,10 @@ __all__ = [
     "Study",
     "provenance",
     "peak_memory",
+    "recorded",
     "run_cell",
     "pretrained",
+    "made_once",
     "run",
     "status",
     "table",
@@ -394,6 +397,23 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def recorded(
+    about: dict,  # cell, archive, code and the name of the record
+    folder,  # of the records
+    work,  # path of the record -> what was found, seconds among it; it may leave a .state there
+) -> dict:  # the record
+    "Do some work once and write its record. Raises DataError if another process does it."
+    path = Path(folder, about["name"] + ".json")
+    with exclusive(path):
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        record = about | provenance() | work(path)
+        record |= dict(memory_mb=peak_memory(), finished=time.time())
+        write_json(path, record)
+        path.with_suffix(".state").unlink(missing_ok=True)
+    return record
+
+
 # %% ../../nbs/73_experiments_runner.ipynb #01597351
 def run_cell(
     cell: dict,
@@ -407,10 +427,8 @@ def run_cell(
     """
     archives = archives if isinstance(archives, dict) else {cell["archive"]: archives}
     about, config = identity(cell, archives, (_fit_and_judge,)), config_of(cell)
-    path = Path(folder, about["name"] + ".json")
-    with exclusive(path):
-        if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+
+    def work(path: Path) -> dict:
         given = dict(state=path.with_suffix(".state"), progress=False)
         before = None
         if cell.get("pretrain"):
@@ -419,13 +437,10 @@ def run_cell(
         baseline = make_baseline(cell, **given)
         begin, splits = time.time(), load_cell(cell, archives)
         found = _fit_and_judge(baseline, splits, cell["seed"], config)
-        record = about | provenance() | dict(pretrained=before) | found
-        seconds = time.time() - begin
-        record |= dict(seconds=seconds, memory_mb=peak_memory(), finished=time.time())
-        record["scores"] = _score_rows(record["result"])
-        write_json(path, record)
-        given["state"].unlink(missing_ok=True)
-    return record
+        found |= dict(seconds=time.time() - begin, scores=_score_rows(found["result"]))
+        return dict(pretrained=before) | found
+
+    return recorded(about, folder, work)
 
 
 # %% ../../nbs/73_experiments_runner.ipynb #d3edbd7b
@@ -462,22 +477,33 @@ def pretrained(
     archive = describe_store(archives[own["archive"]])
     function = own.get("function", f"{PACKAGE}.pretrain:pretrain")
     key = key_of([own, archive, module_hashes((function.partition(":")[0],))], 16)
-    path = Path(folder, f"{key}.safetensors")
+    work = partial(_make_pretrained, import_name(function), own, archives, config)
+    return made_once(Path(folder, f"{key}.safetensors"), work, wait)
+
+
+def made_once(
+    path: Path,  # of a checkpoint; a description with the suffix .json is written beside it
+    work,  # path -> what is to be known about it; called if there is no description
+    wait: bool = True,  # for another process that makes it
+) -> dict:  # the description, seconds and path
+    "A checkpoint that several cells begin with. Raises DataError if another process makes it."
+    about = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
-            if not path.with_suffix(".json").exists():
-                _make_pretrained(import_name(function), own, archives, config, path)
+            if not about.exists():
+                begin = time.time()
+                found = work(path)
+                write_json(about, found | dict(seconds=time.time() - begin, key=path.stem))
     except Timeout as error:
         found = "another process that makes it"
         raise DataError(mismatch(str(path), "a finished pre-training", found)) from error
-    return json.loads(path.with_suffix(".json").read_text()) | dict(path=path)
+    return json.loads(about.read_text(encoding="utf-8")) | dict(path=path)
 
 
 # %% ../../nbs/73_experiments_runner.ipynb #0b92f369
-def _make_pretrained(make, own: dict, archives: dict, config: Config, path: Path):
-    "Pre-train, and write down how long it took and what came out."
-    begin = time.time()
+def _make_pretrained(make, own: dict, archives: dict, config: Config, path: Path) -> dict:
+    "Pre-train; what came out."
     splits = load_cell(own, archives)
     rows = np.linspace(0, len(splits.valid) - 1, 512).round().astype(int)
     few = splits.valid.samples.isel(sample=np.unique(rows))
@@ -485,8 +511,7 @@ def _make_pretrained(make, own: dict, archives: dict, config: Config, path: Path
     _, history = make(config, splits, own["seed"], path, progress=False)
     if isinstance(history, dict):  # `finetune` returns everything that it has written down
         history = history["history"]
-    done = dict(options=own, seconds=time.time() - begin, history=history, key=path.stem)
-    write_json(path.with_suffix(".json"), done)
+    return dict(options=own, history=history)
 
 
 # %% ../../nbs/73_experiments_runner.ipynb #92eb9dea
