@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sslpdl_nb.core import DataError, SSLPDLError, mismatch
 
 # %% auto #0
-__all__ = ["resize", "conv_norm", "PyramidPooling", "UPerNet", "check_module"]
+__all__ = ["resize", "conv_norm", "PyramidPooling", "convolve_enlarged", "UPerNet", "check_module"]
 
 
 # %% ../nbs/14_decoder.ipynb #4e62a730
@@ -69,6 +69,42 @@ class PyramidPooling(nn.Module):
         return self.fuse(torch.cat(parts, 1))
 
 
+# %% ../nbs/14_decoder.ipynb #7b1f0a52
+def _shifted_resizes(n, m, k, like):
+    "Along one side, `resize` from n to m pixels and the shift of each of k weights: (k, m, n)."
+    exact = torch.promote_types(like.dtype, torch.float32)
+    single = torch.eye(n, dtype=exact, device=like.device)  # each pixel alone
+    enlarge = F.interpolate(single[None], size=m, mode="linear", align_corners=False)[0].T
+    padded = F.pad(enlarge, (0, 0, k // 2, k // 2))  # zeros outside of the map
+    return torch.stack([padded[shift : shift + m] for shift in range(k)]).to(like.dtype)
+
+
+# %% ../nbs/14_decoder.ipynb #3fa9d2b7
+def convolve_enlarged(
+    x: Tensor,  # (b, c, h, w)
+    weight: Tensor,  # (c_out, c, k, k), k odd
+    size: tuple,  # (rows, columns) wanted
+) -> Tensor:  # (b, c_out, rows, columns)
+    """The convolution of `resize(x, size)`, zeros outside, with the multiplications done on x.
+
+    For a map that is half as large along each side these are a quarter of the multiplications.
+    """
+    k = weight.shape[-1]
+    if tuple(x.shape[-2:]) == tuple(size):
+        return F.conv2d(x, weight, padding=k // 2)
+    (b, c, h, w), (rows, columns) = x.shape, size
+    down = _shifted_resizes(h, rows, k, x)  # (k, rows, h)
+    across = _shifted_resizes(w, columns, k, x).permute(1, 2, 0)  # (columns, w, k)
+    pixels = x.permute(0, 2, 3, 1)  # (b, h, w, c)
+    total = 0
+    for i in range(k):  # the rows of the weights
+        weights = weight[:, :, i].permute(1, 2, 0).reshape(c, -1)  # (c, k * c_out)
+        products = (pixels @ weights).reshape(b, h, -1)  # (b, h, w * k * c_out)
+        total = total + down[i] @ products  # (b, rows, w * k * c_out)
+    total = total.reshape(b, rows, w * k, -1)  # (b, rows, w * k, c_out)
+    return (across.reshape(columns, w * k) @ total).permute(0, 3, 1, 2)
+
+
 # %% ../nbs/14_decoder.ipynb #d88c54e7
 class UPerNet(nn.Module):
     """Feature maps, finest first, and the size wanted -> raw values (b, num_classes, h, w).
@@ -111,8 +147,10 @@ class UPerNet(nn.Module):
     def forward(self, features, size: tuple) -> Tensor:
         levels = self.pyramid(features)
         finest = levels[0].shape[-2:]
-        fused = self.fuse(torch.cat([resize(level, finest) for level in levels], 1))
-        return resize(self.head(fused), size)
+        convolution, norm, activation = self.fuse
+        weights = convolution.weight.chunk(len(levels), dim=1)
+        fused = sum(convolve_enlarged(*each, finest) for each in zip(levels, weights))
+        return resize(self.head(activation(norm(fused))), size)
 
 
 # %% ../nbs/14_decoder.ipynb #8b55be9d
