@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from sslpdl_nb.core import VARIABLES, CheckpointError, DataError, get_config
 from sslpdl_nb.finetune import Finetune, rain_model
-from sslpdl_nb.masking import MaskedModel
+from sslpdl_nb.masking import MaskedModel, random_mask
 from sslpdl_nb.pretrain import Pretrain
 from sslpdl_nb.train import Engine, fit, from_first, loaders, parameter_groups, ranks
 
@@ -169,6 +169,41 @@ def resumed(rank, folder):
     dist.destroy_process_group()
 
 
+def rain_network():
+    "A network with random weights, the same in every process, in double precision."
+    torch.manual_seed(1)
+    model = rain_model(CONFIG)
+    for p in model.parameters():
+        p.data = 0.2 * torch.randn(p.shape)
+    return model.double()
+
+
+def one_step(model, part=slice(None), processes=1):
+    "A step of gradient descent of a process that has a part of the samples."
+    task, data, alone = Finetune(CONFIG), Rain(), rain_network()
+    mask = random_mask(len(data), alone.embed.n, 0.25, torch.Generator().manual_seed(0))
+    batch = dict(x=data.x, rain=data.rain, mask=mask)
+    _, weight = task.loss(alone, batch)
+    total, _ = task.loss(model, {k: v[part] for k, v in batch.items()})
+    (processes * total / weight).backward()  # the processes' gradients are averaged
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def sharded(rank, folder):
+    "One step of two processes that hold half of the parameters each."
+    from torch.distributed.fsdp import fully_shard
+
+    meet(rank, folder)
+    model = rain_network()
+    fully_shard(model.encoder)
+    fully_shard(model)
+    one_step(model, slice(rank, None, 2), processes=2)
+    held = sum(p.to_local().numel() for p in model.parameters())
+    weights = {name: w.full_tensor() for name, w in model.state_dict().items()}
+    torch.save((held, weights), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
 def start(function, folder, *args):
     "Two processes, until they end."
     (folder / "meet").unlink(missing_ok=True)
@@ -233,6 +268,17 @@ def test_all_processes_hold_the_same_and_the_first_one_speaks(pair):
     assert first["average"] == second["average"] != first["line"][1]
     steps = [line.split(",")[0] for line in (folder / "whole.csv").read_text().splitlines()]
     assert steps == ["step", "4", "8", "12"]
+
+
+def test_sharded_parameters_find_the_same_weights(tmp_path):
+    "FSDP2, for networks that do not fit: nothing in the layers stands in its way."
+    pytest.importorskip("torch.distributed.fsdp", reason="torch without FSDP2")
+    start(sharded, tmp_path)
+    alone = rain_network()
+    one_step(alone)
+    for held, weights in read(tmp_path):
+        assert held < 0.6 * sum(p.numel() for p in alone.parameters())
+        assert difference(weights, alone.state_dict()) < 1e-9
 
 
 # ------------------------------------------------------------------ killed and resumed
