@@ -20,7 +20,16 @@ from sslpdl_nb.core import VARIABLES, CheckpointError, DataError, get_config
 from sslpdl_nb.finetune import Finetune, rain_model
 from sslpdl_nb.masking import MaskedModel, random_mask
 from sslpdl_nb.pretrain import Pretrain
-from sslpdl_nb.train import Engine, fit, from_first, loaders, parameter_groups, ranks
+from sslpdl_nb import train
+from sslpdl_nb.train import (
+    Engine,
+    fit,
+    from_first,
+    loaders,
+    parameter_groups,
+    ranks,
+    train_step,
+)
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 
@@ -80,6 +89,29 @@ def rain_training(pieces=1):
         )
         found[name] = dict(weights=model.state_dict(), loss=[e["loss"] for e in history])
     return found
+
+
+def rain_network():
+    "A network with random weights, the same in every process, in double precision."
+    torch.manual_seed(1)
+    model = rain_model(CONFIG)
+    for p in model.parameters():
+        p.data = 0.2 * torch.randn(p.shape)
+    return model.double()
+
+
+def single_precision():
+    "Weights after three steps of gradient descent in single precision."
+    rank, world = ranks()
+    model, data = rain_network().float(), Rain()
+    net, found = train._parallel(model), slice(rank, None, world)
+    batch = dict(x=data.x[found].float(), rain=data.rain[found].float())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        shared = torch.Generator().manual_seed(step)
+        options = dict(clip_norm=1.0, step=step, generator=shared)
+        train_step(net, Finetune(CONFIG), batch, optimizer, **options)
+    return model.state_dict()
 
 
 class Line(Dataset):
@@ -144,6 +176,7 @@ def whole(rank, folder):
     "Everything that does not need a process to be killed."
     meet(rank, folder)
     task, found = Square(), dict(ranks=ranks(), rain=rain_training(), pieces=rain_training(2))
+    found["single"] = single_precision()
     found["first"] = from_first(os.getpid), os.getpid()
     found["line"] = line_training(task, f"{folder}/whole.state", log=f"{folder}/whole.csv")
     found["inputs"] = task.inputs
@@ -167,15 +200,6 @@ def resumed(rank, folder):
     task = Square()
     torch.save((line_training(task, f"{folder}/line.state"), task.calls), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-
-
-def rain_network():
-    "A network with random weights, the same in every process, in double precision."
-    torch.manual_seed(1)
-    model = rain_model(CONFIG)
-    for p in model.parameters():
-        p.data = 0.2 * torch.randn(p.shape)
-    return model.double()
 
 
 def one_step(model, part=slice(None), processes=1):
@@ -241,6 +265,14 @@ def test_two_processes_find_the_weights_of_one(pair, how):
         for name, expected in alone.items():
             assert difference(found[how][name]["weights"], expected["weights"]) < 1e-9
             assert found[how][name]["loss"] == pytest.approx(expected["loss"], abs=1e-9)
+
+
+def test_in_single_precision_only_rounding_differs(pair):
+    "AdamW, which divides by the size of a gradient, would make more of it."
+    alone, before = single_precision(), rain_network().state_dict()
+    assert difference(alone, before) > 0.01
+    for found in pair[1]:
+        assert difference(found["single"], alone) < 1e-6
 
 
 def test_a_mean_of_means_would_be_another_loss():
