@@ -2,6 +2,8 @@
 PYTHON ?= python3
 NAME   ?= sample
 PARAMS ?=
+# notebooks side by side; of larger sizes one at a time, for the memory
+JOBS   ?= $(if $(PARAMS),1,2)
 LOCKED ?=
 LAB    ?=
 BIN    := .venv/bin
@@ -42,7 +44,7 @@ store: $(DONE)
 	$(BIN)/python tools/sample_store.py
 
 reproduce: store
-	$(BIN)/python tools/run_notebooks.py --out runs/$(NAME) --fresh --html $(if $(PARAMS),--params $(PARAMS))
+	$(BIN)/python tools/run_notebooks.py --out runs/$(NAME) --fresh --html --jobs $(JOBS) $(if $(PARAMS),--params $(PARAMS))
 
 test: store
 	$(BIN)/ruff check .
