@@ -526,8 +526,12 @@ def heat_map(
     label: str,  # what the numbers are, and unit
     spread: float = 0.0,  # what chance alone may change; cells as good as the best within it
     decimals: int = 3,  # of the numbers
+    limits: tuple = None,  # of the colours; None = the smallest and the largest number
 ):  # mappable
-    "A surface over two factors with its numbers; thick frame = best, thin = as good within spread."
+    """A surface over two factors with its numbers; framed: thick the best, thin within the spread.
+
+    Where all numbers are equal, none of them is framed. Raises DataError for another shape.
+    """
     values = np.asarray(values, dtype=float)
     if values.shape != (len(rows), len(columns)):
         raise DataError(mismatch("heat_map: shape", (len(rows), len(columns)), values.shape))
@@ -535,7 +539,9 @@ def heat_map(
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.set_xticks(range(len(columns)), [str(c) for c in columns])
     ax.set_yticks(range(len(rows)), [str(r) for r in rows])
-    best = np.nanmax(values)
+    worst, best = np.nanmin(values), np.nanmax(values)
+    low, high = limits or (worst, best)
+    image.set_clim(low, max(high, low + 10.0**-decimals))
     for (i, j), v in np.ndenumerate(values):
         if not np.isfinite(v):
             ax.text(j, i, "–", ha="center", va="center", color="#6e6e6e")
@@ -543,7 +549,7 @@ def heat_map(
         ax.text(
             j, i, f"{v:.{decimals}f}", ha="center", va="center", color=_ink(image, v), fontsize=9
         )
-        if v >= best - spread:
+        if v >= best - spread and worst < best:
             width = 3 if v == best else 1.2
             box = dict(fill=False, edgecolor="#D55E00", linewidth=width)
             ax.add_patch(_frame(j, i, box))
