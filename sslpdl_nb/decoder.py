@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from sslpdl_nb.core import DataError, SSLPDLError, mismatch
 
 # %% auto #0
-__all__ = ["resize", "conv_norm", "PyramidPooling", "convolve_enlarged", "UPerNet", "check_module"]
+__all__ = [
+    "resize",
+    "conv_norm",
+    "PyramidPooling",
+    "convolve_enlarged",
+    "FusingConv2d",
+    "Fuse",
+    "UPerNet",
+    "check_module",
+]
 
 
 # %% ../nbs/14_decoder.ipynb #4e62a730
@@ -105,6 +114,34 @@ def convolve_enlarged(
     return (across.reshape(columns, w * k) @ total).permute(0, 3, 1, 2)
 
 
+# %% ../nbs/14_decoder.ipynb #2f96a0d5
+class FusingConv2d(nn.Conv2d):
+    """Maps, one size wanted -> the convolution of all of them enlarged and joined.
+
+    Every map has the same number of channels, and is multiplied at its own size.
+    """
+
+    def forward(self, levels: list, size: tuple) -> Tensor:  # (b, c_out, *size)
+        weights = self.weight.chunk(len(levels), dim=1)
+        return sum(convolve_enlarged(*each, size) for each in zip(levels, weights))
+
+
+class Fuse(nn.Sequential):
+    "Maps, one size wanted -> fusing convolution, LayerNorm over channels, GELU."
+
+    def __init__(
+        self,
+        maps: int,  # how many
+        channels: int,  # of each of them, and after fusing
+    ):
+        convolution = FusingConv2d(maps * channels, channels, 3, padding=1, bias=False)
+        super().__init__(convolution, LayerNorm2d(channels), nn.GELU())
+
+    def forward(self, levels: list, size: tuple) -> Tensor:  # (b, channels, *size)
+        convolution, norm, activation = self
+        return activation(norm(convolution(levels, size)))
+
+
 # %% ../nbs/14_decoder.ipynb #d88c54e7
 class UPerNet(nn.Module):
     """Feature maps, finest first, and the size wanted -> raw values (b, num_classes, h, w).
@@ -126,7 +163,7 @@ class UPerNet(nn.Module):
         self.pool = PyramidPooling(deepest, ppm_dim, fpn_dim, pool_scales)
         self.laterals = nn.ModuleList(conv_norm(c, fpn_dim, 1) for c in upper)
         self.smooths = nn.ModuleList(conv_norm(fpn_dim, fpn_dim) for _ in upper)
-        self.fuse = conv_norm(len(self.in_channels) * fpn_dim, fpn_dim)
+        self.fuse = Fuse(len(self.in_channels), fpn_dim)
         self.head = nn.Conv2d(fpn_dim, num_classes, 1)
 
     def pyramid(self, features) -> list:
@@ -147,10 +184,7 @@ class UPerNet(nn.Module):
     def forward(self, features, size: tuple) -> Tensor:
         levels = self.pyramid(features)
         finest = levels[0].shape[-2:]
-        convolution, norm, activation = self.fuse
-        weights = convolution.weight.chunk(len(levels), dim=1)
-        fused = sum(convolve_enlarged(*each, finest) for each in zip(levels, weights))
-        return resize(self.head(activation(norm(fused))), size)
+        return resize(self.head(self.fuse(levels, finest)), size)
 
 
 # %% ../nbs/14_decoder.ipynb #8b55be9d
