@@ -517,10 +517,14 @@ def _describe_run(optimizer, steps, seed, about, engine: Engine) -> dict:
 
 
 def _begin(state, parts: dict, run: dict) -> tuple:
-    "Step and history to go on from."
-    if state and Path(state).exists():
+    "Step and history to go on from. All wait for the first process, which may still be writing."
+    if from_first(_is_file, state):
         return load_state(state, parts, run)
     return 0, []
+
+
+def _is_file(path) -> bool:
+    return bool(path) and Path(path).exists()
 
 
 # %% ../nbs/16_train.ipynb #c8f9a0b1

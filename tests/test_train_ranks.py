@@ -8,6 +8,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import Dataset
 
-from sslpdl_nb.core import VARIABLES, CheckpointError, DataError, get_config
+from sslpdl_nb.core import VARIABLES, CheckpointError, DataError, atomic_path, get_config
 from sslpdl_nb.finetune import Finetune, rain_model
 from sslpdl_nb.masking import MaskedModel, random_mask
 from sslpdl_nb.pretrain import Pretrain
@@ -172,13 +175,22 @@ def meet(rank, folder):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
 
 
+@contextmanager
+def slow_path(path):
+    "As on a disk that many share."
+    with atomic_path(path) as tmp:
+        yield tmp
+        time.sleep(0.3)
+
+
 def whole(rank, folder):
     "Everything that does not need a process to be killed."
     meet(rank, folder)
     task, found = Square(), dict(ranks=ranks(), rain=rain_training(), pieces=rain_training(2))
     found["single"] = single_precision()
     found["first"] = from_first(os.getpid), os.getpid()
-    found["line"] = line_training(task, f"{folder}/whole.state", log=f"{folder}/whole.csv")
+    with mock.patch.object(train, "atomic_path", slow_path):  # who reads it has to wait
+        found["line"] = line_training(task, f"{folder}/whole.state", log=f"{folder}/whole.csv")
     found["inputs"] = task.inputs
     found["kept"] = line_training(Square(), f"{folder}/whole.state")
     found["average"] = line_training(engine=Engine(ema=0.9))[1]
@@ -232,7 +244,13 @@ def start(function, folder, *args):
     "Two processes, until they end."
     (folder / "meet").unlink(missing_ok=True)
     multiprocessing.set_forkserver_preload([__name__])
-    mp.start_processes(function, (str(folder), *args), nprocs=2, start_method=METHOD)
+    options = dict(nprocs=2, start_method=METHOD, join=False)
+    both, end = mp.start_processes(function, (str(folder), *args), **options), time.time() + 300
+    while not both.join(timeout=5):
+        if time.time() > end:
+            for process in both.processes:
+                process.kill()
+            pytest.fail("the processes wait for each other")
 
 
 def read(folder):
