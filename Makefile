@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: help install store reproduce test lab site notebooks export lock clean slides student
 help:
 	@echo "make install     put everything into .venv; LOCKED=1: the exact versions of $(LOCK)"
-	@echo "make reproduce   run every notebook on the bundled sample; results in runs/$(NAME)/"
+	@echo "make reproduce   run every notebook on the bundled sample; results in runs/$(NAME)/; JOBS=1: one by one"
 	@echo "make test        check notebooks and modules, run the notebooks quickly, run the tests"
 	@echo "make lab         open JupyterLab on nbs/"
 	@echo "make site        lessons and reference as web pages, in runs/site/; no notebook is run"
