@@ -75,7 +75,7 @@ def checkpoint(tmp_path_factory):
     counts = to_counts(bells(24, (32, 32)))[None].repeat(2, 0)
     radar = (("sequence", "frame", "y", "x"), counts)
     sequences = xr.Dataset({"radar": radar}, {"x": 2.0 * np.arange(32)}, {"source": "simulated"})
-    data = FrameDataset(sequences, moved=True, progress=False)
+    data = FrameDataset(sequences, moved=True)
     config = get_nowcast_config("small", width=4, steps=2, batch=2)
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     train_nowcast(config, data, data, 0, path, progress=False)

@@ -25,6 +25,7 @@ from sslpdl_nb.nowcast.sparse import (
     from_blocks,
     hidden_loss,
     hide_blocks,
+    lent_mask,
     sparse_features,
     sparsify,
     to_blocks,
@@ -210,8 +211,9 @@ def test_pooling_by_loops(layer):
             else:  # padding counts as zeros, as in the ordinary layer
                 expected = cells.mean(1) * inside.numel() / k**2
                 assert torch.allclose(found[n, :, i, j], expected)
-    nothing = torch.zeros(2, 1, 6, 6)
-    assert torch.allclose(sparse_features(layer, x, nothing), layer(x))
+    with lent_mask(layer.modules(), torch.zeros(2, 1, 6, 6)):
+        through_all = layer(x)
+    assert torch.allclose(through_all, layer(x))
 
 
 # ------------------------------------------------------------------ networks
@@ -240,7 +242,9 @@ def test_all_visible_is_the_dense_network(pair):
     for training in (False, True):
         dense.train(training)
         sparse.train(training)
-        for a, b in zip(dense(x), sparse_features(sparse, x, nothing), strict=True):
+        with lent_mask(sparse.modules(), nothing):
+            through_all = sparse(x)
+        for a, b in zip(dense(x), through_all, strict=True):
             assert (a - b).abs().max() < 1e-6
     for a, b in zip(dense.buffers(), sparse.buffers(), strict=True):
         assert torch.allclose(a, b)
@@ -258,9 +262,21 @@ def test_all_visible_in_single_precision():
     dense = SmallResNet().eval()
     sparse = sparsify(copy.deepcopy(dense))
     x = random(0, 2, 12, 96, 96)
-    with torch.no_grad():
-        pairs = zip(dense(x), sparse_features(sparse, x, torch.zeros(2, 1, 6, 6)))
-        assert max((a - b).abs().max() for a, b in pairs) < 1e-6
+    nothing = torch.zeros(2, 1, 6, 6)
+    with torch.no_grad(), lent_mask(sparse.modules(), nothing):
+        through_all = sparse(x)
+        assert max((a - b).abs().max() for a, b in zip(dense(x), through_all)) < 1e-6
+
+
+def test_the_detour_is_left_out_if_nothing_is_hidden():
+    network = sparsify(SmallResNet(FRAMES, (8,)))
+    seen, x = [], random(0, 2, FRAMES, 48, 48)
+    network.stages[0].register_forward_hook(lambda m, *_: seen.append(m[0].conv1.mask is None))
+    one = torch.zeros(2, 1, 3, 3)
+    one[1, 0, 0, 0] = 1
+    for mask in (torch.zeros(2, 1, 3, 3), one):
+        sparse_features(network.eval(), x, mask)
+    assert seen == [True, False]
 
 
 def test_hidden_pixels_are_never_read(pair):

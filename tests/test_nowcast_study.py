@@ -23,6 +23,7 @@ from sslpdl_nb.nowcast.study import (
     configuration,
     hidden_weather,
     judge_sequences,
+    motions,
     mean_score,
     nowcast_options,
     pretraining,
@@ -208,7 +209,7 @@ def test_perfect_and_dry_forecasts(test):
 def test_speeds_of_a_known_wind(tmp_path):
     sky = replace(PURE, n=64, crop=32, speed=10.0, speed_spread=0.0, noise=0.0)
     ds = open_sequences(make_sequences(tmp_path / "a.zarr", (4, 1, 1), 0, sky, False), "train")
-    assert np.median(wind_speeds(ds)) == pytest.approx(36, rel=0.2)  # 10 m/s
+    assert np.median(wind_speeds(motions(ds), 2.0)) == pytest.approx(36, rel=0.2)  # 10 m/s
 
 
 # ------------------------------------------------------------------ records

@@ -87,7 +87,7 @@ def rain():
 
 @pytest.fixture(scope="module")
 def data(rain):
-    return FrameDataset(rain, moved=True, progress=False)
+    return FrameDataset(rain, moved=True)
 
 
 @pytest.fixture(scope="module")
@@ -763,7 +763,7 @@ def trained(data, tmp_path_factory):
 
 
 def with_share(data):
-    return FrameDataset(moving_rain(), moved=True, missing=True, progress=False)
+    return FrameDataset(moving_rain(), moved=True, missing=True)
 
 
 def test_a_forecast_is_that_of_the_data_set(trained, data):

@@ -345,6 +345,7 @@ def test_some_of_the_lead_times():
     s = scored(MOVED, TRUTHS)
     some = s.at((5, 15))
     assert some.lead_times.tolist() == [5, 15] and some.pixels.shape == (len(MOVED), 2)
+    assert some == scored(MOVED, TRUTHS, lead_times=(5, 15))
     assert some.counts(2.0, 15).pooled() == s.counts(2.0, 15).pooled()
     both = s.counts(2.0, 5).pooled() + s.counts(2.0, 15).pooled()
     assert some.counts(2.0).pooled() == both
@@ -355,6 +356,8 @@ def test_some_of_the_lead_times():
     for wrong in ((), (15, 5), (5, 5), (7,)):
         with pytest.raises(DataError, match="lead time"):
             s.at(wrong)
+        with pytest.raises(DataError, match="lead times, minutes"):
+            scored(MOVED, TRUTHS, lead_times=wrong)
     with pytest.raises(DataError, match="lead times and cuts of the other part"):
         some.tuned(s)
 

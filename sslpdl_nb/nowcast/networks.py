@@ -38,6 +38,7 @@ __all__ = [
     "extra_channels",
     "network_input",
     "FrameNetwork",
+    "DepthwiseConv2d",
     "separable_conv",
     "ChannelAttention",
     "SpatialAttention",
@@ -198,16 +199,33 @@ class FrameNetwork(nn.Module):
 
 
 # %% ../../nbs/84_nowcast_networks.ipynb #57a4e03c
+class DepthwiseConv2d(nn.Conv2d):
+    "Some 3 x 3 kernels for each channel: (b, c, h, w) -> (b, kernels * c, h, w)."
+
+    def __init__(
+        self,
+        channels: int,  # c
+        kernels: int = 2,  # that look at each channel
+    ):
+        super().__init__(channels, kernels * channels, 3, padding=1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "The first kernel of all channels, then the second ...: the same sums, but faster."
+        weights = self.weight.unflatten(0, (self.groups, -1))  # (c, kernels, 1, 3, 3)
+        biases = self.bias.unflatten(0, (self.groups, -1))  # (c, kernels)
+        maps = []
+        for weight, bias in zip(weights.unbind(1), biases.unbind(1)):
+            maps.append(F.conv2d(x, weight.contiguous(), bias, padding=1, groups=self.groups))
+        return torch.stack(maps, 2).flatten(1, 2)
+
+
 def separable_conv(
     c_in: int,  # channels in
     c_out: int,  # channels out
     kernels: int = 2,  # how many 3 x 3 kernels look at each channel
 ) -> nn.Sequential:  # (b, c_in, h, w) -> (b, c_out, h, w)
     "Look around in each channel by itself, then mix the channels in each pixel."
-    return nn.Sequential(
-        nn.Conv2d(c_in, kernels * c_in, 3, padding=1, groups=c_in),
-        nn.Conv2d(kernels * c_in, c_out, 1),
-    )
+    return nn.Sequential(DepthwiseConv2d(c_in, kernels), nn.Conv2d(kernels * c_in, c_out, 1))
 
 
 # %% ../../nbs/84_nowcast_networks.ipynb #cc8b26fd

@@ -5,6 +5,8 @@
 # %% ../../nbs/83_nowcast_sparse.ipynb #6aa054ac
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import timm
 import torch
 from einops import rearrange
@@ -20,6 +22,7 @@ __all__ = [
     "hide_blocks",
     "visible_cells",
     "SparseConv2d",
+    "lent_mask",
     "sparse_features",
     "SparseBatchNorm2d",
     "SparseMaxPool2d",
@@ -95,6 +98,22 @@ class SparseConv2d(_Sparse, nn.Conv2d):
         return out if self.mask is None else out.masked_fill(self.hidden(out), 0)
 
 
+@contextmanager
+def lent_mask(
+    layers,  # sparse ones and others, as `network.modules()` gives them
+    mask: Tensor,  # (b, 1, rows, columns): 0 kept, 1 masked
+):
+    "Within this block the sparse layers know the mask."
+    sparse = [layer for layer in layers if isinstance(layer, _Sparse)]
+    try:
+        for layer in sparse:
+            layer.mask = mask
+        yield
+    finally:
+        for layer in sparse:
+            layer.mask = None
+
+
 def sparse_features(
     network: nn.Module,  # one of `sparsify`, or a single sparse layer
     x: Tensor,  # (b, c, h, w); hidden pixels are never read
@@ -108,14 +127,11 @@ def sparse_features(
     if mask.ndim != 4 or mask.shape[0] != len(x) or mask.shape[1] != 1:
         expected = f"({len(x)}, 1, rows, columns), the same blocks in all frames"
         raise DataError(mismatch("sparse_features: mask", expected, tuple(mask.shape)))
-    x = x.masked_fill(~visible_cells(mask, x.shape[-2:]), 0)
-    try:
-        for layer in layers:
-            layer.mask = mask
-        return network(x)
-    finally:
-        for layer in layers:
-            layer.mask = None
+    visible = visible_cells(mask, x.shape[-2:])
+    if not mask.any():
+        return network(x)  # nothing is hidden: the same numbers, without the detour
+    with lent_mask(layers, mask):
+        return network(x.masked_fill(~visible, 0))
 
 
 # %% ../../nbs/83_nowcast_sparse.ipynb #248cd3b2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import fields
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,7 @@ __all__ = [
     "sky_of",
     "hidden_weather",
     "simple_forecast",
+    "motions",
     "judge_sequences",
     "wind_speeds",
     "pretraining",
@@ -193,36 +194,42 @@ def simple_forecast(
 
 
 # %% ../../nbs/88_nowcast_study.ipynb #93de307e
+def motions(
+    sequences,  # xarray.Dataset of `open_sequences`
+) -> list:  # of (2, h, w), pixels per frame: one motion for each sequence
+    "How the rain moves, by what the radar has shown."
+    observed = sequences["radar"].values[:, :OBSERVED]
+    return [motion(from_counts(counts)) for counts in observed]
+
+
 def judge_sequences(
     forecast_of,  # number of a sequence -> (steps, h, w) or (members, steps, h, w) mm/h
     sequences,  # xarray.Dataset of `open_sequences`, one part
+    moves: list = None,  # of `motions`; None = found here
 ) -> NowcastScores:
     "Counts of all sequences, against true rain, where the air was in view; `LEADS` only."
-    observed, truth = (sequences[name].values for name in ("radar", "truth"))
-    km, found = sky_of(sequences).spacing, []
-    for k, counts in enumerate(observed[:, :OBSERVED]):
-        view = seen(motion(from_counts(counts)), FRAMES - OBSERVED)
-        rain = from_counts(truth[k])
-        one = NowcastScores.of(forecast_of(k), rain, view, sequence=k, edges=EDGES, km=km)
-        found.append(one.at(LEADS))
+    options = dict(edges=EDGES, km=sky_of(sequences).spacing, lead_times=LEADS)
+    found = []
+    for k, move in enumerate(motions(sequences) if moves is None else moves):
+        rain = from_counts(sequences["truth"][k].values)
+        view = seen(move, FRAMES - OBSERVED)
+        found.append(NowcastScores.of(forecast_of(k), rain, view, sequence=k, **options))
     return NowcastScores.join(found)
 
 
 def wind_speeds(
-    sequences,  # xarray.Dataset of `open_sequences`
+    moves: list,  # of `motions`
+    km: float,  # width of a pixel
 ) -> list:  # km/h, one of each sequence
-    "How fast the rain moves, by what the radar has shown."
-    km = sky_of(sequences).spacing
-    observed = sequences["radar"].values[:, :OBSERVED]
-    pixels = [float(np.hypot(*motion(from_counts(c))).mean()) for c in observed]
+    "How fast the rain moves."
+    pixels = [float(np.hypot(*move).mean()) for move in moves]
     return [round(p * km * 60 / MINUTES, 1) for p in pixels]
 
 
 # %% ../../nbs/88_nowcast_study.ipynb #0c2bd9f6
 def _data(cell: dict, config: NowcastConfig, sequences) -> FrameDataset:
     "Sequences as a network of this cell reads them."
-    options = dict(missing=config.missing, frames=config.frames, progress=False)
-    data = FrameDataset(sequences, config.moved, **options)
+    data = FrameDataset(sequences, config.moved, missing=config.missing, frames=config.frames)
     return data.with_hints(hidden_weather(sequences)) if cell.get("privileged") else data
 
 
@@ -379,15 +386,25 @@ class _Learned:
 
 
 # %% ../../nbs/88_nowcast_study.ipynb #6b253999
+@lru_cache(maxsize=4)
+def _judged_part(path, part: str) -> tuple:
+    "Sequences and their motions, which are the same for all cells that a worker runs."
+    sequences = open_sequences(path, part).load()
+    return sequences, motions(sequences)
+
+
 def _learn_and_judge(cell: dict, archives: dict, path: Path, wait: bool) -> dict:
     "Everything that takes time: training, thresholds by validation, counts of the test."
     found, forecasts = {}, partial(_Simple, cell)
     if cell["method"] in NETWORKS:
         forecasts = _Learned(cell, archives, path, wait)
         found = forecasts.facts
-    parts = [open_sequences(archives[cell["archive"]], part) for part in ("valid", "test")]
-    valid, test = (judge_sequences(forecasts(part), part) for part in parts)
-    return found | dict(speeds=wind_speeds(parts[1]), result=test.tuned(valid).to_dict())
+    scores = {}
+    for part in ("valid", "test"):
+        sequences, moves = _judged_part(archives[cell["archive"]], part)
+        scores[part] = judge_sequences(forecasts(sequences), sequences, moves)
+    speeds = wind_speeds(moves, sky_of(sequences).spacing)
+    return found | dict(speeds=speeds, result=scores["test"].tuned(scores["valid"]).to_dict())
 
 
 # %% ../../nbs/88_nowcast_study.ipynb #81430ae3

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from sslpdl_nb.checkpoint import load_checkpoint, save_checkpoint
 from sslpdl_nb.core import CheckpointError, DataError, device, environment, mismatch, set_seed
@@ -66,6 +65,7 @@ __all__ = [
     "wet_share",
     "nl_filter",
     "move_frames",
+    "MovedFrames",
     "FrameDataset",
     "frame_loss",
     "run_network",
@@ -190,16 +190,30 @@ def _about_sequences(sequences) -> dict:
 
 # %% ../../nbs/86_nowcast_train.ipynb #872823c4
 def move_frames(
-    observed: np.ndarray,  # (n, in_frames, h, w) counts
+    observed: np.ndarray,  # (in_frames, h, w) counts
     steps: int,  # frames to forecast
-    progress: bool = True,  # show a progress bar
-) -> np.ndarray:  # (n, steps, h, w) counts; missing = air from outside
-    "Lagrangian persistence of many sequences."
-    moved = np.empty((len(observed), steps, *observed.shape[2:]), np.uint8)
-    hidden = None if progress else True  # None: shown in a terminal only
-    for k, counts in enumerate(tqdm(observed, "moved frames", disable=hidden, ncols=80)):
-        moved[k] = to_counts(lagrangian(from_counts(counts), steps))
-    return moved
+) -> np.ndarray:  # (steps, h, w) counts; missing = air from outside
+    "Lagrangian persistence of one sequence."
+    return to_counts(lagrangian(from_counts(observed), steps))
+
+
+class MovedFrames:
+    "Lagrangian persistence of many sequences, each made when it is first read, then kept."
+
+    def __init__(
+        self,
+        observed: np.ndarray,  # (n, in_frames, h, w) counts
+        steps: int,  # frames to forecast
+    ):
+        self.observed, self.steps, self.made = observed, steps, {}
+
+    def __getitem__(self, which):  # (steps, h, w) counts of a number; MovedFrames of many
+        if np.ndim(which):
+            return MovedFrames(self.observed[which], self.steps)
+        k = int(which)
+        if k not in self.made:
+            self.made[k] = move_frames(self.observed[k], self.steps)
+        return self.made[k]
 
 
 # %% ../../nbs/86_nowcast_train.ipynb #86ea49f3
@@ -213,11 +227,10 @@ class _Frames(Dataset):
         *,
         missing: bool = False,  # with the share of missing frames
         frames: tuple = (OBSERVED, FRAMES - OBSERVED),  # observed, to forecast
-        progress: bool = True,  # show a progress bar while frames are moved
     ):
         self.frames, self.missing = tuple(frames), missing
         self.observed, self.future = _frame_counts(sequences, self.frames)
-        self.moved = move_frames(self.observed, frames[1], progress) if moved else None
+        self.moved = MovedFrames(self.observed, frames[1]) if moved else None
         self.numbers = np.arange(len(self.observed))
         self.hints = None  # or (n, channels, h, w) float32
         self.about = _about_sequences(sequences)
@@ -1015,7 +1028,7 @@ def forecast(
         raise DataError(mismatch("forecast: measured pixels in the last frame", "some", 0))
     counts, moved = to_counts(frames), None
     if config.moved:
-        moved = move_frames(counts[None], config.frames[1], progress=False)[0]
+        moved = move_frames(counts, config.frames[1])
     x = count_input(counts, moved, config.missing)[None]
     x = x.to(next(model.parameters()).device)
     rain = inverse(run_network(model.eval(), x, precision=config.precision))[0].cpu().numpy()

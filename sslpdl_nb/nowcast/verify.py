@@ -423,9 +423,10 @@ class NowcastScores(SequenceSums):
         edges: tuple = EDGES,  # mm/h
         km: float = 2.0,  # width of a pixel
         block: int = 16,  # pixels, of the border ratio
+        lead_times: tuple = None,  # minutes, increasing; None = all of the forecast
     ) -> NowcastScores:
         "Count one sequence. Raises DataError for what is no forecast of this truth."
-        return _count(forecast, truth, seen, sequence, edges, km, block)
+        return _count(forecast, truth, seen, sequence, edges, km, block, lead_times)
 
     def tuned(self, valid: NowcastScores) -> NowcastScores:
         "With the cuts that are best for other sequences, those of `valid`."
@@ -448,9 +449,22 @@ class NowcastScores(SequenceSums):
 
 
 # %% ../../nbs/85_nowcast_verify.ipynb #7befac5a
-def _count(forecast, truth, seen, sequence, edges, km, block) -> NowcastScores:
+def _some_frames(members, truth, counted, lead_times) -> tuple:
+    "The frames of some lead times, and those in minutes."
+    minutes = MINUTES * np.arange(1, len(truth) + 1)
+    if lead_times is None:
+        return members, truth, counted, minutes
+    places = np.flatnonzero(np.isin(minutes, lead_times))
+    if not places.size or minutes[places].tolist() != list(lead_times):
+        expected = f"some of {minutes.tolist()}, increasing"
+        raise DataError(mismatch("lead times, minutes", expected, lead_times))
+    return members[:, places], truth[places], counted[places], minutes[places]
+
+
+def _count(forecast, truth, seen, sequence, edges, km, block, lead_times) -> NowcastScores:
     "The sums of one sequence."
-    members, truth, counted = _checked(forecast, truth, seen)
+    frames = _checked(forecast, truth, seen)
+    members, truth, counted, minutes = _some_frames(*frames, lead_times)
     edges = tuple(map(float, edges))
     if not edges or any(b <= a for a, b in zip((0, *edges), edges)):
         raise DataError(mismatch("edges, mm/h", "positive and increasing", edges))
@@ -464,7 +478,7 @@ def _count(forecast, truth, seen, sequence, edges, km, block) -> NowcastScores:
         edges=edges,
         members=len(members),
         sequences=np.array([sequence]),
-        lead_times=MINUTES * np.arange(1, len(truth) + 1),
+        lead_times=minutes,
         pixels=counted.sum((-2, -1))[None],
         events=events[None],
         cuts=np.broadcast_to(_cut_names(len(members)), hits.shape)[None],
