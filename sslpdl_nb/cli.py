@@ -98,7 +98,7 @@ def _add_simulate(commands):
     p.add_argument(
         "--size",
         default="tiny",
-        help="tiny | course | study | study_perfect | leads | warm | paper",
+        help="tiny | course | study | study_part | study_perfect | leads | warm | paper",
     )
     p.add_argument("--out", required=True, metavar="DIR", help="folder; a stopped run is resumed")
     p.add_argument("--seed", type=int, default=0, help="of every random number")

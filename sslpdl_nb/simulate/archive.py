@@ -192,15 +192,16 @@ STUDY = dict(later=15, settling=12, steps_per_hour=(4, 6), split=(48 / 62, 7 / 6
 
 
 _STUDY = _size(128, 62, 1, (25, 27, 30), grids=_window(3, 64, 32, 6), atmospheres=2, **STUDY)
-_THIRD = (*range(3), *range(48, 62))  # 96 atmospheres for training; validation and test of `study`
+_PART = replace(  # 96 atmospheres for training; validation and test of `study`
+    _STUDY, groups=17, batches=(*range(3), *range(48, 62)), split=(3 / 17, 7 / 17, 7 / 17)
+)
 _WARM = dict(clausius=2.4, mean_wind=0.4)  # moisture depends more on warmth; the wind is weaker
 SIZES = {
     "tiny": _size(128, 10, 1, (25, 27, 30), grids=_window(3, 64, 32, 6), atmospheres=3),
     "course": _size(128, 10, 2, HOURLY, grids=_window(2, 112, 64, 4), atmospheres=4),
     "study": _STUDY,
-    "study_perfect": replace(
-        _STUDY, groups=17, batches=_THIRD, perfect=True, split=(3 / 17, 7 / 17, 7 / 17)
-    ),
+    "study_part": _PART,
+    "study_perfect": replace(_PART, perfect=True),
     "leads": replace(_STUDY, groups=10, leads=(6, 12, 24, 36, 48, 60, 72), split=(0.6, 0.2, 0.2)),
     "warm": replace(
         _STUDY,
@@ -588,7 +589,7 @@ def _make_batches(size, plan, work, device, workers, bar):
 
 
 # %% ../../nbs/31_simulate_archive.ipynb #c52feb5f
-LARGE = ("course", "study", "study_perfect", "leads", "warm", "paper")  # sizes that stay in Zarr
+LARGE = tuple(name for name in SIZES if name != "tiny")  # sizes that stay in Zarr
 
 
 def simulate(
