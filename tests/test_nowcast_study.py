@@ -341,7 +341,9 @@ def test_every_study_can_be_read_and_learns_with_three_seeds(path):
     arms = {}
     for cell in study.cells():
         arm = json.dumps({k: v for k, v in cell.items() if k != "seed"}, sort_keys=True)
-        arms.setdefault((cell["method"] in SIMPLE, arm), set()).add(cell["seed"])
-    assert all(seeds == ({0} if simple else {0, 1, 2}) for (simple, _), seeds in arms.items())
+        once = cell["method"] in SIMPLE or cell["steps"] > 600
+        arms.setdefault((once, arm), set()).add(cell["seed"])
+    assert all(seeds == ({0} if once else {0, 1, 2}) for (once, _), seeds in arms.items())
+    assert len(arms) > 2
     (fast,) = Study.load(path, fast=True).cells()
     assert fast.get("steps", 0) <= 3 and fast.get("sequences", 0) <= 8
