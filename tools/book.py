@@ -174,6 +174,7 @@ BOOK = (
             Lesson("86_nowcast_train", "nowcast.train", "training, from frames to a checkpoint"),
             Lesson("87_nowcast_predict", "nowcast.predict", "from radar files to the next hour"),
             Lesson("88_nowcast_study", "nowcast.study", "a question becomes a cell of a table"),
+            Lesson("89_nowcast_answers", "", "who forecasts the next hour best; nine answers"),
         ),
     ),
 )

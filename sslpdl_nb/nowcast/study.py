@@ -429,15 +429,15 @@ def run_nowcast_cell(
 
 # %% ../../nbs/88_nowcast_study.ipynb #3fc5ff29
 # sums that are committed, besides the counts
-KEPT = ("squared log error", "squared error", "crps", "fss 20 km", "fss 20 km at most")
+KEPT = ("squared log error", "crps", "fss 20 km", "fss 20 km at most")
 KEPT += ("power", "true power", "border jump", "inner jump")
 STORED = ("cell", "name", "kept_for", "archive", "code", "commit", "parameters", "fit_seconds")
 STORED += ("valid_loss", "best_step", "threads", "seconds", "pretrained", "speeds", "result")
 
 
-def _four_digits(text: str) -> str:
+def _three_digits(text: str) -> str:
     "Numbers in a text, rounded."
-    return " ".join(f"{float(number):.4g}" for number in text.split())
+    return " ".join(f"{float(number):.3g}" for number in text.split())
 
 
 def compact(
@@ -445,7 +445,7 @@ def compact(
 ) -> dict:
     "What is committed of a record: all that tables and figures need."
     small = {k: record[k] for k in STORED if record.get(k) is not None}
-    sums = {k: _four_digits(small["result"]["sums"][k]) for k in KEPT}
+    sums = {k: _three_digits(small["result"]["sums"][k]) for k in KEPT}
     return small | dict(result=small["result"] | dict(sums=sums))
 
 
