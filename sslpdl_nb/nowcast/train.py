@@ -712,9 +712,9 @@ NOWCAST_PRESETS = dict(
         name="course",
         width=0,
         precision="bfloat16",
-        steps=6000,
+        steps=1500,
         batch=12,
-        pretrain_steps=6000,
+        pretrain_steps=1500,
         pretrain_batch=12,
     ),
     paper=NowcastConfig(
