@@ -23,7 +23,7 @@ from sslpdl_nb.core import environment, set_seed, write_json
 from sslpdl_nb.nowcast import networks
 from sslpdl_nb.nowcast.networks import DepthwiseConv2d, network
 from sslpdl_nb.nowcast.sparse import lent_mask
-from sslpdl_nb.nowcast.train import Nowcast
+from sslpdl_nb.nowcast.tasks import Nowcast
 
 RESULT = Path(__file__).parent / "results" / "nowcast.json"
 BATCH, SIDE = 8, 96  # samples; pixels along each side

@@ -519,8 +519,14 @@ _NOWCASTING = {
         "millions of parameters with one, two and three kernels", 0.02, "8cdcbc53 b3c17a32 33e91c6f"
     ),
     "nowcast_verify-2": Property("the power ratio for each width", _falling),
+    "nowcast_tasks-1": Numbers(
+        "the best forecasts in mm/h, in the order of `LOSSES`", 0.02, "1a607b3e aaf4d7fc 2104083a"
+    ),
     "nowcast_train-1": Numbers(
-        "the best forecasts in mm/h, in the order of `LOSSES`", 0.02, "15edb265 70786d90 1f759c02"
+        "the factor for each lead time, the earliest first",
+        0.01,
+        "22d5eaa3 d3501974 84fa52e8 da18dc72 7d4ad057 eabfa248 "
+        "f76a3b39 332b5e60 c025ab38 527e822f 3ea3b77e f214b896",
     ),
 }
 

@@ -31,7 +31,8 @@ from sslpdl_nb.nowcast.predict import (
     write_frame,
     write_nowcast,
 )
-from sslpdl_nb.nowcast.train import FrameDataset, get_nowcast_config, train_nowcast
+from sslpdl_nb.nowcast.tasks import FrameDataset
+from sslpdl_nb.nowcast.train import get_nowcast_config, train_nowcast
 
 GRID = LambertGrid(nx=40, ny=36, dx=2000.0, x0=0.0, y0=0.0)
 START = np.datetime64("2030-07-01T10:00")
