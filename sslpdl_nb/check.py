@@ -525,8 +525,8 @@ _NOWCASTING = {
     "nowcast_train-1": Numbers(
         "the factor for each lead time, the earliest first",
         0.01,
-        "22d5eaa3 d3501974 84fa52e8 da18dc72 7d4ad057 eabfa248 "
-        "f76a3b39 332b5e60 c025ab38 527e822f 3ea3b77e f214b896",
+        "48a02cfd 032eb9d3 d0344a33 29377e7d 2a1de652 4b2489f9 "
+        "e1b0ac04 56735524 43720d69 1c1d5cee 1222411e 6ce4b3aa",
     ),
 }
 
