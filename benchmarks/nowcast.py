@@ -4,7 +4,8 @@
 
 SmaAt-UNet with `DepthwiseConv2d` and with PyTorch's grouped convolution of the same weights, and
 SpaT-SparK with nothing hidden, directly and through the sparse layers of its encoder. Eight samples
-of 96 x 96 pixels, bfloat16, one core; writes benchmarks/results/nowcast.json.
+of 96 x 96 pixels, bfloat16, one core; writes benchmarks/results/nowcast.json. Also how long one
+simulated sequence takes, and one forecast by the small network, moved frames included.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch import nn
 from sslpdl_nb.core import environment, set_seed, write_json
 from sslpdl_nb.nowcast import networks
 from sslpdl_nb.nowcast.networks import DepthwiseConv2d, network
+from sslpdl_nb.nowcast.sky import RadarSky
 from sslpdl_nb.nowcast.sparse import lent_mask
 from sslpdl_nb.nowcast.tasks import Nowcast
+from sslpdl_nb.nowcast.train import build_network, forecast, get_nowcast_config
 
 RESULT = Path(__file__).parent / "results" / "nowcast.json"
 BATCH, SIDE = 8, 96  # samples; pixels along each side
@@ -77,6 +80,23 @@ def measure(name: str, rounds: int) -> dict:
     return dict(network=name, **times, ratio=round(middle["now"] / middle["before"], 3))
 
 
+def waits(rounds: int) -> dict:
+    "Seconds of a simulated sequence and of a forecast by the small network."
+    sky, config = RadarSky(), get_nowcast_config("small")
+    frames = sky.sequence(0).radar[:12]
+    model = build_network(config).to(memory_format=torch.channels_last)
+    actions = dict(
+        sequence=lambda: sky.sequence(0),
+        forecast=lambda: forecast(model, dict(config=config), frames),
+    )
+    for action in actions.values():
+        action()  # warms up
+    found = {}
+    for name, action in actions.items():
+        found[name] = round(statistics.median(seconds(action) for _ in range(rounds)), 4)
+    return found
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--rounds", type=int, default=5, help="steps of each")
@@ -89,6 +109,9 @@ def main():
         about["rows"].append(row)
         write_json(args.out, about)
         print(f"{name:6} now / before {row['ratio']:.2f}")
+    about["seconds"] = waits(args.rounds)
+    write_json(args.out, about)
+    print("seconds:", about["seconds"])
 
 
 if __name__ == "__main__":
