@@ -518,6 +518,9 @@ _NOWCASTING = {
     "nowcast_networks-1": Numbers(
         "millions of parameters with one, two and three kernels", 0.02, "8cdcbc53 b3c17a32 33e91c6f"
     ),
+    "nowcast_measures-1": Numbers(
+        "the plain and the fair CRPS in mm/h", 0.005, "c2aac720 e6552ebe"
+    ),
     "nowcast_verify-2": Property("the power ratio for each width", _falling),
     "nowcast_tasks-1": Numbers(
         "the best forecasts in mm/h, in the order of `LOSSES`", 0.02, "1a607b3e aaf4d7fc 2104083a"
