@@ -426,16 +426,16 @@ def run_nowcast_cell(
 
 
 # %% ../../nbs/90_nowcast_study.ipynb #3fc5ff29
-# sums that are committed, besides the counts
-KEPT = ("squared log error", "crps", "fss 20 km", "fss 20 km at most")
-KEPT += ("power", "true power", "border jump", "inner jump")
+# sums that are committed, besides the counts: to how many digits
+KEPT = {"squared log error": 3, "crps": 2, "fss 20 km": 3, "fss 20 km at most": 3}
+KEPT |= {"power": 2, "true power": 2, "border jump": 2, "inner jump": 2}
 STORED = ("cell", "name", "kept_for", "archive", "code", "commit", "parameters", "fit_seconds")
 STORED += ("valid_loss", "best_step", "threads", "seconds", "pretrained", "speeds", "result")
 
 
-def _three_digits(text: str) -> str:
-    "Numbers in a text, rounded."
-    return " ".join(f"{float(number):.3g}" for number in text.split())
+def _rounded(text: str, digits: int) -> str:
+    "Numbers in a text, to so many digits."
+    return " ".join(f"{float(number):.{digits}g}" for number in text.split())
 
 
 def compact(
@@ -443,7 +443,7 @@ def compact(
 ) -> dict:
     "What is committed of a record: all that tables and figures need."
     small = {k: record[k] for k in STORED if record.get(k) is not None}
-    sums = {k: _three_digits(small["result"]["sums"][k]) for k in KEPT}
+    sums = {k: _rounded(small["result"]["sums"][k], digits) for k, digits in KEPT.items()}
     return small | dict(result=small["result"] | dict(sums=sums))
 
 
