@@ -11,11 +11,14 @@ simulated sequence takes, and one forecast by the small network, moved frames in
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import time
 from pathlib import Path
 from unittest import mock
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and PyTorch are loaded
 
 import torch
 from torch import nn
