@@ -13,7 +13,6 @@ could be saved.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -60,10 +59,9 @@ def flop(function) -> int:
 
 def seconds(function) -> float:
     "Processor time of a call."
-    begin = resource.getrusage(resource.RUSAGE_SELF)
+    begin = time.process_time()
     function()
-    end = resource.getrusage(resource.RUSAGE_SELF)
-    return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
+    return time.process_time() - begin
 
 
 def measure(preset: str, rounds: int) -> dict:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -63,10 +62,9 @@ def one_step(name: str):
 
 def seconds(function) -> float:
     "Processor time of a call."
-    begin = resource.getrusage(resource.RUSAGE_SELF)
+    begin = time.process_time()
     function()
-    end = resource.getrusage(resource.RUSAGE_SELF)
-    return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
+    return time.process_time() - begin
 
 
 def measure(name: str, rounds: int) -> dict:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from smooth_rain import BLURRED, MOVED, TRUTHS, rain, scored
 
 from sslpdl_nb.core import DataError
 from sslpdl_nb.experiments.claims import interval
@@ -39,26 +39,6 @@ from sslpdl_nb.verify import (
 
 PRINTED = Path(__file__).resolve().parent.parent / "experiments" / "printed" / "spat_spark.csv"
 
-
-def rain(seed=0, steps=3, size=32, sigma=2.0, members=None, spread=1.2):
-    "Smooth random rain (steps, size, size), or an ensemble of it, mm/h."
-    shape = (steps, size, size) if members is None else (members, steps, size, size)
-    noise = np.random.default_rng(seed).standard_normal(shape)
-    field = gaussian_filter(noise, (*[0] * (len(shape) - 2), sigma, sigma), mode="wrap")
-    return np.exp(spread * field / field.std()).astype(np.float32)
-
-
-def scored(forecasts, truths, seen=None, **options):
-    "All sequences of a forecast."
-    pairs = enumerate(zip(forecasts, truths))
-    return NowcastScores.join(
-        NowcastScores.of(f, t, seen, sequence=n, **options) for n, (f, t) in pairs
-    )
-
-
-TRUTHS = [rain(k) for k in range(6)]
-BLURRED = [gaussian_filter(t, (0, 1, 1)) for t in TRUTHS]
-MOVED = [np.roll(t, 1, 2) for t in TRUTHS]
 
 # ------------------------------------------------------------------ ensembles
 
@@ -258,7 +238,7 @@ def test_tuned_results_are_small():
         (-MOVED[0], TRUTHS[0], None, "0 mm/h or more"),
         (MOVED[0], -TRUTHS[0], None, "0 mm/h or more"),
         (MOVED[0] * np.inf, TRUTHS[0], None, "finite"),
-        (MOVED[0].astype(np.uint8), TRUTHS[0], None, "counts: sky.from_counts"),
+        (MOVED[0].astype(np.uint8), TRUTHS[0], None, "counts: frames.from_counts"),
         (MOVED[0] * np.nan, TRUTHS[0], None, "3072 gaps"),
         (MOVED[0], TRUTHS[0] * np.nan, None, "pixels to count: expected at least one"),
         (MOVED[0], TRUTHS[0], np.zeros((3, 32, 32), bool), "pixels to count"),

@@ -225,7 +225,7 @@ def rain_rates(
     "Rain rates as they are. Raises DataError for counts, other shapes, and rain below 0."
     rain = np.asarray(rain)
     if rain.dtype.kind != "f":
-        expected = "rain rates in mm/h as floats (counts: sky.from_counts)"
+        expected = "rain rates in mm/h as floats (counts: frames.from_counts)"
         raise DataError(mismatch(f"{name}: type", expected, rain.dtype))
     if rain.ndim not in dimensions or not rain.size:
         expected = "(steps, h, w)" + " or (members, steps, h, w)" * (4 in dimensions)
